@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where the process waits: file descriptors, a deadline, and callbacks served meanwhile."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Protocol
+
+    class Wait(Protocol):
+        def __call__(self, fds: Iterable[int], deadline: float | None) -> list[int]:
+            """Return those of `fds` that are readable, or [] when time.monotonic() reached `deadline`."""
+
+
+def _poll(poller: select.poll, deadline: float | None) -> list[int]:
+    """Readable descriptors; [] when the deadline has passed."""
+    while True:
+        left_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        # Round up: waking a millisecond early would spin until the deadline.
+        ready = [fd for fd, _ in poller.poll(None if left_ms is None else int(left_ms) + 1)]
+        if ready or (deadline is not None and time.monotonic() >= deadline):
+            return ready
+
+
+def plain_wait(fds: Iterable[int], deadline: float | None) -> list[int]:
+    """Wait for `fds` alone. With no descriptors it sleeps until the deadline."""
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return _poll(poller, deadline)
+
+
+class Loop:
+    """Waiting that keeps serving the daemon's other descriptors (signals, D-Bus, control socket).
+
+    Callbacks run between two waits, never during one another. `wake()` ends a `wait_for_change` early; it is
+    how a callback tells the machine that something it decides on has changed.
+    """
+
+    def __init__(self) -> None:
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._woken = False
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever `fd` is readable while something waits."""
+        self._callbacks[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Forget `fd`; unknown descriptors are fine."""
+        self._callbacks.pop(fd, None)
+
+    def wake(self) -> None:
+        """End a `wait_for_change` that is going on, or the next one."""
+        self._woken = True
+
+    def wait(self, fds: Iterable[int], deadline: float | None) -> list[int]:
+        """As `plain_wait`, while the watched descriptors are served."""
+        wanted = list(fds)
+        while True:
+            ready = plain_wait([*wanted, *self._callbacks], deadline)
+            for fd in ready:
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    callback()
+            mine = [fd for fd in ready if fd in wanted]
+            if mine or not ready:
+                return mine
+
+    def wait_for_change(self, deadline: float | None) -> bool:
+        """Serve the watched descriptors until `wake` was called (True) or the deadline passed (False)."""
+        while not self._woken:
+            ready = plain_wait(self._callbacks, deadline)
+            for fd in ready:
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    callback()
+            if not ready:
+                return False
+        self._woken = False
+        return True
+
+
+class Signals:
+    """SIGUSR1 and SIGUSR2 as remembered requests, served in Idle (state-machine.md section 12)."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self.pending: set[int] = set()
+        self._read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._remember)
+        loop.watch(self._read_fd, self._drain)
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self.pending.add(number)
+
+    def _drain(self) -> None:
+        try:
+            os.read(self._read_fd, 512)
+        except BlockingIOError:
+            return
+        self._loop.wake()
+
+    def take(self, number: int) -> bool:
+        """Whether the signal arrived since it was last taken."""
+        if number in self.pending:
+            self.pending.discard(number)
+            return True
+        return False
