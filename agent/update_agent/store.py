@@ -2,7 +2,7 @@
 """The saved state: one small file of named values, replaced whole, durable before `write` returns.
 
 Keys and values are those of the reference's database (config.md section 6); the file is our own: a JSON
-object `{"format": 1, "sha256": HEX, "values": {...}}`, where the checksum covers the canonical form of `values`.
+object `{"format": 1, "crc32": HEX, "values": {...}}`, where the checksum covers the canonical `values`.
 The file before the last write is kept beside as `.previous`; it is read when the newer one is damaged.
 """
 
@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import zlib
 
 from update_agent.errors import StoreError
 
@@ -61,18 +62,13 @@ def sync_directory(directory: str) -> None:
 
 
 def _checksum(values: Mapping[str, str]) -> str:
-    # hashlib pulls libcrypto (3.6 MB) into the idle daemon; the interpreter's own SHA-256 does not.
-    try:
-        from _sha256 import sha256  # Python 3.11
-    except ImportError:
-        from _sha2 import sha256  # Python 3.12 and later
-
+    # CRC-32 finds torn and rotten files; hashlib would pull libcrypto (3.6 MB) into the idle daemon.
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return str(sha256(text.encode()).hexdigest())
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _encode(values: Mapping[str, str]) -> bytes:
-    document = {"format": FORMAT, "sha256": _checksum(values), "values": dict(values)}
+    document = {"format": FORMAT, "crc32": _checksum(values), "values": dict(values)}
     return json.dumps(document, indent=1).encode() + b"\n"
 
 
@@ -95,7 +91,7 @@ def _decode(path: str) -> dict[str, str]:
         values = document["values"]
         if not all(isinstance(value, str) for value in values.values()):
             raise StoreError(f"{path} is damaged: a value is not text")
-        good = document["sha256"] == _checksum(values)
+        good = document["crc32"] == _checksum(values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} is damaged: {error or 'not a state file'}") from error
     if not good:
@@ -162,7 +158,7 @@ class Store:
             return None
 
     def write(self, changes: Mapping[str, str | None]) -> None:
-        """Set (text) or delete (None) values in one durable step. Raises StoreError; nothing is changed then."""
+        """Set (text) or delete (None) values in one durable step, or raise StoreError and change none."""
         values = dict(self._values)
         for key, value in changes.items():
             if value is None:
