@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 
 from update_agent.errors import ControlError
+from update_agent.states import POINTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     Mark = tuple[dict[tuple[str, int], "Entry"], bool]
-
-WIRE_POINTS = ("ArtifactInstall_Enter", "ArtifactReboot_Enter", "ArtifactCommit_Enter")
 
 ACTIONS = ("continue", "force_continue", "pause", "fail")
 EXPIRE_ACTIONS = ("continue", "force_continue", "fail")  # nobody is left to end a pause of an expired map
@@ -365,11 +364,11 @@ def _map(value: object, *, keep_defaults: bool) -> Map:
 
 def _states(states: dict[str, object], *, keep_defaults: bool) -> Iterable[tuple[str, State]]:
     for point, value in states.items():
-        if point not in WIRE_POINTS:
-            near = [name for name in WIRE_POINTS if name.lower() == point.lower()]
+        if point not in POINTS:
+            near = [name for name in POINTS if name.lower() == point.lower()]
             raise ControlError(
                 f"control map: states.{_show(point)} is not a control point",
-                hint=f"write {near[0]}" if near else "there are " + ", ".join(WIRE_POINTS),
+                hint=f"write {near[0]}" if near else "there are " + ", ".join(POINTS),
             )
         where = f"states.{point}"
         fields = _fields({} if value is None else value, where, _STATE_FIELDS)
