@@ -30,9 +30,16 @@ def command_line(chosen: str = "") -> typer.Typer:
     )
     app.callback()(_root)  # keeps one branch alone from becoming the root command
     for name, (module, text) in SUBCOMMANDS.items():
-        if (chosen not in SUBCOMMANDS or chosen == name) and find_spec(module):
+        if (chosen not in SUBCOMMANDS or chosen == name) and _is_there(module):
             app.add_typer(import_module(module).app, name=name, help=text)
     return app
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is not there either
+        return False
 
 
 def _root() -> None:

@@ -36,7 +36,7 @@ def _commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         ota,
         "SUBCOMMANDS",
-        {"sample": ("ota_sample", "A sample."), "other": ("ota_other", "O."), "gone": ("ota_gone", "G.")},
+        {"sample": ("ota_sample", "A sample."), "other": ("ota_other", "O."), "gone": ("ota_gone.cli", "G.")},
     )
 
 
