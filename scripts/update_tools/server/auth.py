@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a device is: its signed authorization request, its keys, its token (spec device-api.md section 2)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from update_tools.server.bodies import parse_json
+from update_tools.server.db import Device, DeviceKey, new_id, now
+from update_tools.server.faults import BadRequest, Conflict, NotFound, Refusal, Unauthorized
+from update_tools.server.tokens import Signer
+
+TOKEN_LIFETIME_S = 7 * 24 * 3600
+MAX_WAITING = 10_000  # devices nobody decided about; anyone who reaches the server can add one
+RSA_BITS = (2048, 8192)  # below is weak, above costs an unknown caller our time
+
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+
+
+@dataclass(frozen=True)
+class AuthRequest:
+    """An authorization request whose signature was right."""
+
+    identity: str
+    public_key: str
+    kind: str
+    tier: str
+
+
+def read_request(body: bytes, signature: str) -> AuthRequest:
+    """Check a request against its own key. Raises BadRequest, or Unauthorized on a wrong signature."""
+    fields = parse_json(body)
+    if not isinstance(fields, dict):
+        raise BadRequest("an authorization request is a JSON object")
+    identity = fields.get("id_data")
+    pem = fields.get("pubkey")
+    if not isinstance(identity, str) or not isinstance(pem, str):
+        raise BadRequest("id_data and pubkey must be strings")
+    tier = fields.get("tier", "")
+    if not isinstance(tier, str) or len(tier) > 32:
+        raise BadRequest("tier must be a short string")
+    key, kind = _load_key(pem)
+    try:
+        raw = base64.b64decode(signature, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Unauthorized("X-MEN-Signature is not base64") from error
+    if not raw:
+        raise Unauthorized("X-MEN-Signature is missing")
+    try:
+        _verify(key, raw, body)
+    except InvalidSignature:
+        raise Unauthorized("the signature does not match the public key") from None
+    normal_pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return AuthRequest(_normal_identity(identity), normal_pem.decode(), kind, tier)
+
+
+def authorize(session: Session, request: AuthRequest, *, auto_accept: bool) -> DeviceKey:
+    """Record the device and its key and return the key, whatever its status is.
+
+    With `auto_accept` a new key takes the place of the old one, as a bench board with a fresh data partition
+    needs it; a rejected key stays rejected.
+    """
+    device = session.scalar(select(Device).where(Device.identity == request.identity))
+    if device is None:
+        waiting = session.scalar(
+            select(func.count()).select_from(DeviceKey).where(DeviceKey.status == "pending")
+        )
+        if not auto_accept and (waiting or 0) >= MAX_WAITING:
+            raise Refusal(f"{waiting} devices already wait for a decision", status=429)
+        device = Device(id=new_id(), identity=request.identity)
+        session.add(device)
+    device.tier = request.tier
+    device.last_seen_at = now()
+    key = next((known for known in device.keys if known.public_key == request.public_key), None)
+    if key is None:
+        # Only the newest undecided key of a device is of interest; so nobody can pile them up.
+        for old in [known for known in device.keys if known.status == "pending"]:
+            device.keys.remove(old)
+            session.delete(old)
+        key = DeviceKey(id=new_id(), public_key=request.public_key, kind=request.kind, status="pending")
+        device.keys.append(key)
+    if auto_accept and key.status == "pending":
+        _accept(key)
+    session.flush()
+    return key
+
+
+def decide(session: Session, key_id: str, status: str) -> DeviceKey:
+    """Accept or reject a key. A token issued for a key that is no longer accepted is refused from now on."""
+    key = session.get(DeviceKey, key_id)
+    if key is None:
+        raise NotFound("no such device key")
+    if status == "accepted":
+        _accept(key)
+    elif status == "rejected":
+        key.status = "rejected"
+    else:
+        raise Conflict(f"a key can be accepted or rejected, not {status!r}", status=400)
+    return key
+
+
+def issue_token(signer: Signer, key: DeviceKey) -> str:
+    """The token for an accepted key."""
+    issued = int(time.time())
+    return signer.issue(
+        {
+            "jti": new_id(),
+            "sub": key.device_id,
+            "key": key.id,
+            "iat": issued,
+            "exp": issued + TOKEN_LIFETIME_S,
+            "mender.device": True,
+        }
+    )
+
+
+def check_token(signer: Signer, authorization: str) -> dict[str, Any]:
+    """The claims in an Authorization header, before the body is worth reading. Raises Unauthorized."""
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthorized("this request needs a device token")
+    return signer.open(token.strip(), now_s=time.time())
+
+
+def identify(session: Session, signer: Signer, authorization: str) -> Device:
+    """The device a request's Authorization header belongs to. Raises Unauthorized."""
+    claims = check_token(signer, authorization)
+    key = session.get(DeviceKey, str(claims.get("key", "")))
+    if key is None or key.device_id != claims.get("sub") or key.status != "accepted":
+        raise Unauthorized("the device is not accepted any more")
+    return key.device
+
+
+def _accept(key: DeviceKey) -> None:
+    for other in key.device.keys:
+        if other.status == "accepted":
+            other.status = "rejected"
+    key.status = "accepted"
+
+
+def _normal_identity(text: str) -> str:
+    """The identity with sorted keys, so that the order on the wire makes no second device."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("id_data is not JSON") from error
+    if not isinstance(value, dict) or not value:
+        raise BadRequest("id_data must hold a JSON object with at least one entry")
+    for name, entry in value.items():
+        texts = entry if isinstance(entry, list) else [entry]
+        if not name or not all(isinstance(item, str) for item in texts):
+            raise BadRequest(f"identity entry {name!r} must be a string or a list of strings")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _load_key(pem: str) -> tuple[PublicKey, str]:
+    try:
+        key = serialization.load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise BadRequest("pubkey is not a PEM public key") from error
+    if isinstance(key, rsa.RSAPublicKey):
+        if not RSA_BITS[0] <= key.key_size <= RSA_BITS[1]:
+            raise BadRequest(
+                f"RSA keys have {RSA_BITS[0]} to {RSA_BITS[1]} bits here, this one {key.key_size}"
+            )
+        return key, f"RSA {key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        if not isinstance(key.curve, ec.SECP256R1):
+            raise BadRequest(f"the curve must be P-256, not {key.curve.name}")
+        return key, "ECDSA P-256"
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return key, "Ed25519"
+    raise BadRequest("pubkey must be an RSA, ECDSA P-256 or Ed25519 key")
+
+
+def _verify(key: PublicKey, signature: bytes, body: bytes) -> None:
+    if isinstance(key, rsa.RSAPublicKey):
+        key.verify(signature, body, padding.PKCS1v15(), hashes.SHA256())
+    elif isinstance(key, ec.EllipticCurvePublicKey):
+        key.verify(signature, body, ec.ECDSA(hashes.SHA256()))
+    else:
+        key.verify(signature, body)

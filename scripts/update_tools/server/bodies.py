@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request bodies: limited, timed, and only then looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from update_tools.server.faults import BadRequest, Refusal, TooLarge
+
+STALL_S = 60.0  # no byte for so long: the other side is gone, or wants to keep us busy
+
+
+async def chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body piece by piece. Raises Refusal (408) on a stall, BadRequest if the sender hangs up."""
+    stream = request.stream()
+    while True:
+        try:
+            chunk = await asyncio.wait_for(anext(stream), STALL_S)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Refusal(f"no data for {STALL_S:.0f} s", status=408) from None
+        except ClientDisconnect as error:
+            raise BadRequest("the sender hung up") from error
+        if chunk:
+            yield chunk
+
+
+async def read_limited(request: Request, limit_bytes: int) -> bytes:
+    """The whole body. Raises TooLarge as soon as it is known to be more than the limit."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit_bytes:
+        raise TooLarge(f"the body has {announced} bytes, at most {limit_bytes} are taken here")
+    body = bytearray()
+    async for chunk in chunks(request):
+        body += chunk
+        if len(body) > limit_bytes:
+            raise TooLarge(f"the body is longer than the {limit_bytes} bytes taken here")
+    return bytes(body)
+
+
+async def read_json(request: Request, limit_bytes: int) -> Any:
+    """The body as JSON, whatever its declared type; a browser form is refused."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind not in ("application/json", "application/octet-stream", ""):
+        raise Refusal(f"the body must be application/json, not {kind}", status=415)
+    return parse_json(await read_limited(request, limit_bytes))
+
+
+def parse_json(body: bytes) -> Any:
+    """Strict JSON in UTF-8: no NaN, no half surrogates, no endless nesting. Raises BadRequest."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be stored
+    except UnicodeError as error:
+        raise BadRequest("the body is not UTF-8 text") from error
+    except RecursionError as error:
+        raise BadRequest("the JSON is nested too deeply") from error
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
+    return value
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The management API for programs: what the demo and the board tests press instead of buttons."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from update_agent.errors import ServerError
+
+BASE = "/api/management/v1/deployments"
+DEVICES = "/api/management/v2/devauth/devices"
+CHUNK_BYTES = 1 << 20
+
+
+class Management:
+    """A server's management side. Every method raises ServerError with the server's own words."""
+
+    def __init__(self, base_url: str, *, timeout_s: float = 120.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._timeout_s = timeout_s
+
+    def upload(self, path: Path, *, description: str = "") -> str:
+        """Upload an artifact, streamed, and return its id."""
+        boundary = secrets.token_hex(16)
+        lead = "".join(
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+            for name, value in (("size", path.stat().st_size), ("description", description))
+        )
+        lead += (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="artifact"; filename="artifact.mender"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
+        tail = f"\r\n--{boundary}--\r\n"
+        length = len(lead.encode()) + path.stat().st_size + len(tail)
+
+        def body() -> Iterator[bytes]:
+            yield lead.encode()
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    yield chunk
+            yield tail.encode()
+
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+        return _last(self._send("POST", f"{BASE}/artifacts", body(), headers)[1])
+
+    def deploy(
+        self,
+        name: str,
+        artifact: str,
+        devices: Sequence[str] | None = None,
+        map: dict[str, Any] | None = None,  # noqa: A002  the field's word
+        *,
+        force: bool = False,
+    ) -> str:
+        """Create a deployment for these devices, or for all accepted ones, and return its id.
+
+        `map` is a control map without id, for instance
+        `{"states": {"ArtifactReboot_Enter": {"action": "pause"}}}`.
+        """
+        body: dict[str, Any] = {"name": name, "artifact_name": artifact, "force_installation": force}
+        if devices is None:
+            body["all_devices"] = True
+        else:
+            body["devices"] = list(devices)
+        if map is not None:
+            body["update_control_map"] = map
+        return _last(self._json("POST", f"{BASE}/deployments", body)[1])
+
+    def continue_(self, deployment_id: str, point: str | None = None) -> list[str]:
+        """Release a pause: at `point`, or wherever devices wait now. Returns the points."""
+        return self._control(deployment_id, "continue", point)
+
+    def roll_back(self, deployment_id: str, point: str | None = None) -> list[str]:
+        """Let devices roll back at `point`, or wherever they wait now. Returns the points."""
+        return self._control(deployment_id, "fail", point)
+
+    def pause(self, deployment_id: str, point: str) -> None:
+        """Add a pause to a running deployment."""
+        self._control(deployment_id, "pause", point)
+
+    def set_map(self, deployment_id: str, map: dict[str, Any]) -> None:  # noqa: A002
+        """Replace the whole control map (PATCH)."""
+        self._json("PATCH", f"{BASE}/deployments/{deployment_id}", {"update_control_map": map})
+
+    def abort(self, deployment_id: str) -> None:
+        """Abort; devices are told at their next request."""
+        self._json("PUT", f"{BASE}/deployments/{deployment_id}/status", {"status": "aborted"})
+
+    def deployment(self, deployment_id: str) -> dict[str, Any]:
+        """Status, control map, counts, and the points where devices wait (`paused_at`)."""
+        return dict(self._get(f"{BASE}/deployments/{deployment_id}"))
+
+    def devices(self, deployment_id: str) -> list[dict[str, Any]]:
+        """Each device of a deployment: `id`, `status`, `substate`, `changed`, `log`."""
+        return list(self._get(f"{BASE}/deployments/{deployment_id}/devices/list?per_page=500"))
+
+    def events(self, deployment_id: str, device_id: str) -> list[dict[str, str]]:
+        """What happened to one device, oldest first: `at`, `source`, `word`, `text`."""
+        return list(self._get(f"{BASE}/deployments/{deployment_id}/devices/{device_id}/events"))
+
+    def log(self, deployment_id: str, device_id: str) -> str:
+        """A device's deployment log as text; empty if it has not uploaded one."""
+        path = f"{BASE}/deployments/{deployment_id}/devices/{device_id}/log"
+        status, _, body = self._request("GET", path, None, {})
+        if status == 404:
+            return ""
+        self._check("GET", path, status, body)
+        return body.decode()
+
+    def known_devices(self, status: str = "") -> list[dict[str, Any]]:
+        """All devices with identity, status and keys (`auth_sets`)."""
+        return list(self._get(f"{DEVICES}?status={quote(status)}"))
+
+    def accept(self, device_id: str) -> None:
+        """Accept a device's newest key."""
+        device = next((each for each in self.known_devices() if each["id"] == device_id), None)
+        if device is None:
+            raise ServerError(f"accepting device {device_id}: the server does not know it")
+        key_id = device["auth_sets"][-1]["id"]
+        self._json("PUT", f"{DEVICES}/{device_id}/auth/{key_id}/status", {"status": "accepted"})
+
+    def inventory(self, device_id: str) -> dict[str, Any]:
+        """A device's attributes by name."""
+        answer = self._get(f"/api/management/v1/inventory/devices/{device_id}")
+        return {entry["name"]: entry["value"] for entry in answer["attributes"]}
+
+    def wait(
+        self,
+        deployment_id: str,
+        is_there: Callable[[dict[str, Any]], bool],
+        *,
+        timeout_s: float,
+        interval_s: float = 0.5,
+    ) -> dict[str, Any]:
+        """The deployment once `is_there` says so; it is asked for at every interval. Raises ServerError."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            present = self.deployment(deployment_id)
+            if is_there(present):
+                return present
+            if time.monotonic() >= deadline:
+                counts = {key: count for key, count in present["statistics"]["status"].items() if count}
+                raise ServerError(f"deployment {present['name']!r} after {timeout_s:.0f} s: {counts}")
+            time.sleep(interval_s)
+
+    def _control(self, deployment_id: str, action: str, point: str | None) -> list[str]:
+        body = {"action": action, "point": point}
+        answer = self._json("POST", f"{BASE}/deployments/{deployment_id}/control", body)[2]
+        return list(json.loads(answer)["points"])
+
+    def _get(self, path: str) -> Any:
+        return json.loads(self._send("GET", path, None, {})[2])
+
+    def _json(self, method: str, path: str, body: Any) -> tuple[int, str, bytes]:
+        return self._send(method, path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    def _send(
+        self, method: str, path: str, body: bytes | Iterator[bytes] | None, headers: dict[str, str]
+    ) -> tuple[int, str, bytes]:
+        status, location, answer = self._request(method, path, body, headers)
+        self._check(method, path, status, answer)
+        return status, location, answer
+
+    def _check(self, method: str, path: str, status: int, answer: bytes) -> None:
+        if status >= 300:
+            try:
+                reason = json.loads(answer)["error"]
+            except (ValueError, KeyError, TypeError):
+                reason = answer[:200].decode(errors="replace")
+            raise ServerError(f"{method} {path}: {status} {reason}")
+
+    def _request(
+        self, method: str, path: str, body: bytes | Iterator[bytes] | None, headers: dict[str, str]
+    ) -> tuple[int, str, bytes]:
+        parts = urlsplit(self.base_url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.netloc, timeout=self._timeout_s)
+        try:
+            connection.request(method, parts.path + path, body=body, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.headers.get("Location", ""), response.read()
+        except OSError as error:
+            raise ServerError(
+                f"{method} {self.base_url}{path}: {error}", hint="is the server running?"
+            ) from error
+        finally:
+            connection.close()
+
+
+def _last(location: str) -> str:
+    return location.rpartition("/")[2]

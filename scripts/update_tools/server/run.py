@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server in a process of its own, for the demo and the tests."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from update_agent.errors import UpdateError
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+
+
+class Server:
+    """A running server: `.url`, `.pid`, `.log` (its stderr), `.stop()`, `.kill()`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self._process = process
+        self.url = url
+        self.log = log
+        self.pid = process.pid
+
+    @property
+    def port(self) -> int:
+        """Port it listens on, on loopback."""
+        return int(self.url.rpartition(":")[2])
+
+    def is_running(self) -> bool:
+        """Whether the process still lives."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End it in good order."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash would: no chance to write anything more."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start(
+    data_dir: Path,
+    port: int = 0,
+    *,
+    host: str = "127.0.0.1",
+    auto_accept: bool = False,
+    public_url: str = "",
+) -> Server:
+    """Start a server and return when it listens. Raises UpdateError with the end of its log."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir / "server.log"
+    reading, writing = os.pipe()
+    argv = [sys.executable, "-m", "update_tools.server", "--host", host, "--port", str(port)]
+    argv += ["--data", str(data_dir), "--ready-fd", str(writing)]
+    if auto_accept:
+        argv.append("--auto-accept")
+    if public_url:
+        argv += ["--public-url", public_url]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        with log.open("ab") as errors:
+            process = subprocess.Popen(
+                argv,
+                pass_fds=(writing,),
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in the demo is the demo's to handle
+            )
+    finally:
+        os.close(writing)
+    try:
+        url = _first_line(reading, time.monotonic() + START_TIMEOUT_S)
+    finally:
+        os.close(reading)
+    if not url:
+        process.kill()
+        process.wait()
+        tail = log.read_text(errors="replace").strip().splitlines()[-3:]
+        raise UpdateError(f"the control server did not start: {' / '.join(tail)}", hint=f"see {log}")
+    return Server(process, url, log)
+
+
+def _first_line(descriptor: int, deadline: float) -> str:
+    text = b""
+    while not text.endswith(b"\n"):
+        ready, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))
+        chunk = os.read(descriptor, 4096) if ready else b""
+        if not chunk:
+            return ""
+        text += chunk
+    return text.decode().strip()

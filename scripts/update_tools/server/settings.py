@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server is started with, and what its parts share."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+from sqlalchemy import select
+
+from update_agent.errors import UpdateError
+from update_tools.server.db import Artifact, Database
+from update_tools.server.faults import Forbidden
+from update_tools.server.tokens import Signer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line. `is_open` gives up the check that people come from this machine."""
+
+    data: Path
+    auto_accept: bool = False
+    public_url: str = ""
+    is_open: bool = False
+    link_lifetime_s: int = 24 * 3600
+
+
+class House:
+    """The parts of one running server: database, keys, folders. The process itself keeps no other state."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.artifacts = settings.data / "artifacts"
+        self.incoming = settings.data / "incoming"
+        for folder in (settings.data, self.artifacts, self.incoming):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _lock(settings.data / "server.lock")
+        self.db = Database(settings.data / "server.db")
+        self.db.upgrade()
+        self.signer = Signer.load(settings.data / "server.key")
+        self._sweep()
+
+    def close(self) -> None:
+        """Let go of the database and the folder."""
+        self.db.close()
+        self._lock.close()
+
+    def _sweep(self) -> None:
+        """Remove uploads that a killed process never acknowledged."""
+        for left_over in self.incoming.iterdir():
+            left_over.unlink()
+        with self.db.read() as session:
+            known = set(session.scalars(select(Artifact.id)))
+        for file in self.artifacts.iterdir():
+            if file.stem not in known:
+                file.unlink()
+
+    def artifact_path(self, artifact_id: str) -> Path:
+        """Where an artifact's file lies; ids are our own UUIDs, never a client's text."""
+        return self.artifacts / f"{artifact_id}.mender"
+
+    def link(self, artifact_id: str, base_url: str) -> tuple[str, datetime]:
+        """A download link that needs no token, and until when it works."""
+        expires = int(time.time()) + self.settings.link_lifetime_s
+        signature = self.signer.sign("download", f"{artifact_id} {expires}")
+        base = (self.settings.public_url or base_url).rstrip("/")
+        url = f"{base}/api/artifacts/{artifact_id}/download?expires={expires}&signature={signature}"
+        return url, datetime.fromtimestamp(expires, UTC)
+
+    def check_link(self, artifact_id: str, expires: str, signature: str) -> None:
+        """Raises Forbidden unless the link is ours and still works."""
+        if not self.signer.is_valid("download", f"{artifact_id} {expires}", signature):
+            raise Forbidden("the download link is not signed by this server")
+        if int(expires) <= time.time():
+            raise Forbidden(
+                "the download link has expired", hint="the device gets a new one with its next poll"
+            )
+
+
+def is_local_name(host: str) -> bool:
+    """Whether a Host header names this machine.
+
+    Anything else came through a proxy, or from a foreign page whose name points here (DNS rebinding).
+    """
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """Hold the data folder as long as the process lives: the SQLite way of running is one process."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UpdateError(
+            f"the data folder {path.parent} is in use by another server",
+            hint="stop it, or give --data another folder",
+        ) from error
+    return file
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach a server bound to this address."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages: plain HTML forms over the same services as the APIs; everything works without JavaScript."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+from starlette.concurrency import run_in_threadpool
+
+from update_tools.server import auth, rollout, services, uploads
+from update_tools.server.bodies import read_limited
+from update_tools.server.db import Artifact, Deployment, Device, Event, Part, now
+from update_tools.server.device_api import house_of
+from update_tools.server.faults import BadRequest, Forbidden, Refusal
+from update_tools.server.management import counts
+
+router = APIRouter(include_in_schema=False)
+
+FORM_LIMIT_BYTES = 1 << 20
+COOKIE = "ota_form"
+REFRESH_S = 3
+SHOWN_DEPLOYMENTS = 100
+SHOWN_DEVICES = 500
+PHASES = ("Download", *(point.phase for point in rollout.POINTS))
+
+
+# --- pages -----------------------------------------------------------------------------------------------
+
+
+@router.get("/")
+def index(request: Request) -> Response:
+    """All deployments; what waits for a person comes first."""
+    with house_of(request).db.read() as session:
+        query = select(Deployment).order_by(Deployment.created_at.desc()).limit(SHOWN_DEPLOYMENTS)
+        rows = [_summary(session, entry) for entry in session.scalars(query)]
+        pending = _pending_keys(session)
+    rows.sort(key=lambda row: (not row["waiting"], row["status"] == "finished"))
+    is_active = any(row["status"] != "finished" for row in rows)
+    return _page(request, "index.html", rows=rows, pending=pending, refresh=REFRESH_S if is_active else 0)
+
+
+@router.get("/deployments/new")
+def new_deployment(request: Request) -> Response:
+    """The form for a deployment."""
+    return _new_page(request, {}, "", 200)
+
+
+@router.post("/deployments")
+async def create(request: Request) -> Response:
+    """Create a deployment from the form; on a refusal the form comes back with the reason."""
+    form = await _form(request)
+
+    def work() -> Response:
+        wanted = services.NewDeployment(
+            name=_first(form, "name").strip() or _first(form, "artifact_name"),
+            artifact_name=_first(form, "artifact_name"),
+            devices=None if _first(form, "who") == "all" else form.get("device", []),
+            force_installation="force" in form,
+            control_map=rollout.pause_map(form.get("pause", [])),
+        )
+        try:
+            with house_of(request).db.write() as session:
+                deployment_id = services.create_deployment(session, wanted).id
+        except Refusal as refusal:
+            return _new_page(request, form, str(refusal), refusal.status)
+        return _see(f"/deployments/{deployment_id}")
+
+    return await run_in_threadpool(work)
+
+
+@router.get("/deployments/{deployment_id}")
+def deployment(request: Request, deployment_id: str) -> Response:
+    """One deployment: where it waits and the two buttons at the top, then every device."""
+    with house_of(request).db.read() as session:
+        entry = services.get_deployment(session, deployment_id)
+        summary = _summary(session, entry)
+        parts = session.scalars(
+            select(Part)
+            .where(Part.deployment_id == deployment_id)
+            .options(selectinload(Part.device))
+            .order_by(Part.changed_at.desc())
+            .limit(SHOWN_DEVICES)
+        ).all()
+        committing = _rebooted(session, deployment_id)
+        return _page(
+            request,
+            "deployment.html",
+            entry=entry,
+            summary=summary,
+            parts=[(part, _shown_status(part.status, part.device_id in committing)) for part in parts],
+            bar=_bar(session, entry, summary["counts"], committing),
+            events=services.events(session, deployment_id),
+            refresh=0 if entry.finished_at else REFRESH_S,
+        )
+
+
+@router.post("/deployments/{deployment_id}/control")
+async def control(request: Request, deployment_id: str) -> Response:
+    """The Continue and Roll back buttons."""
+    form = await _form(request)
+    action = _first(form, "action")
+    if action not in ("continue", "fail"):
+        raise BadRequest("the form asks for neither continue nor roll back")
+
+    def work() -> None:
+        with house_of(request).db.write() as session:
+            services.decide(session, deployment_id, action, _first(form, "point"))
+
+    await run_in_threadpool(work)
+    return _see(f"/deployments/{deployment_id}")
+
+
+@router.get("/deployments/{deployment_id}/abort")
+def ask_abort(request: Request, deployment_id: str) -> Response:
+    """Abort cannot be taken back, so it is asked for twice."""
+    with house_of(request).db.read() as session:
+        entry = services.get_deployment(session, deployment_id)
+        summary = _summary(session, entry)
+    return _page(request, "abort.html", entry=entry, summary=summary)
+
+
+@router.post("/deployments/{deployment_id}/abort")
+async def abort(request: Request, deployment_id: str) -> Response:
+    """Abort."""
+    await _form(request)
+
+    def work() -> None:
+        with house_of(request).db.write() as session:
+            services.abort(session, deployment_id)
+
+    await run_in_threadpool(work)
+    return _see(f"/deployments/{deployment_id}")
+
+
+@router.get("/deployments/{deployment_id}/devices/{device_id}")
+def device_in_deployment(request: Request, deployment_id: str, device_id: str, q: str = "") -> Response:
+    """One device in a deployment: what it reported and when, and its log."""
+    with house_of(request).db.read() as session:
+        part = services.part_of(session, deployment_id, device_id)
+        lines = None if part.log is None else _log_lines(part.log, q)
+        is_committing = device_id in _rebooted(session, deployment_id)
+        return _page(
+            request,
+            "device_log.html",
+            part=part,
+            device=part.device,
+            entry=part.deployment,
+            shown=_shown_status(part.status, is_committing),
+            timeline=_timeline(services.events(session, deployment_id, device_id)),
+            lines=lines,
+            total=len(part.log or ()),
+            q=q,
+            refresh=0 if part.finished_at or q else REFRESH_S,
+        )
+
+
+@router.get("/devices")
+def devices(request: Request) -> Response:
+    """All devices: accept, reject, what they run, what they say about themselves."""
+    with house_of(request).db.read() as session:
+        query = select(Device).options(selectinload(Device.keys)).order_by(Device.created_at.desc())
+        found = sorted(session.scalars(query), key=lambda device: device.status != "pending")
+        return _page(request, "devices.html", devices=found)
+
+
+@router.post("/devices/keys/{key_id}")
+async def decide_key(request: Request, key_id: str) -> Response:
+    """Accept or reject a device's key."""
+    form = await _form(request)
+
+    def work() -> None:
+        with house_of(request).db.write() as session:
+            auth.decide(session, key_id, _first(form, "status"))
+
+    await run_in_threadpool(work)
+    return _see("/devices")
+
+
+@router.get("/releases")
+def releases(request: Request) -> Response:
+    """Uploaded artifacts and what is in them."""
+    return _releases_page(request, "", 200)
+
+
+@router.post("/releases")
+async def upload(request: Request) -> Response:
+    """Upload an artifact from the form."""
+
+    def check(form: uploads.Form) -> None:
+        _check_form_token(request, form.fields.get("token", ""))
+        if form.file_bytes == 0:
+            raise BadRequest("choose a .mender file first")
+
+    try:
+        artifact = await uploads.receive(request, house_of(request), check)
+    except Refusal as refusal:
+        return await run_in_threadpool(_releases_page, request, str(refusal), refusal.status)
+    return _see(f"/releases#{artifact.id}")
+
+
+def error_page(request: Request, status: int, message: str, request_id: str) -> Response:
+    """What a person sees when a request is refused."""
+    return _page(request, "error.html", status=status, message=message, request_id=request_id, code=status)
+
+
+# --- forms -----------------------------------------------------------------------------------------------
+
+
+async def _form(request: Request) -> dict[str, list[str]]:
+    """A page's form, once its token shows that it came from a page of ours."""
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind != "application/x-www-form-urlencoded":
+        raise Refusal("a form is expected here", status=415)
+    body = await read_limited(request, FORM_LIMIT_BYTES)
+    try:
+        form = parse_qs(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=100_000)
+    except ValueError as error:
+        raise BadRequest("the form is malformed") from error
+    _check_form_token(request, _first(form, "token"))
+    return form
+
+
+def _check_form_token(request: Request, token: str) -> None:
+    nonce = request.cookies.get(COOKIE, "")
+    if not nonce or not house_of(request).signer.is_valid("form", nonce, token):
+        raise Forbidden("the form is not from a page of this server", hint="reload the page and try again")
+
+
+def _first(form: Mapping[str, list[str]], name: str) -> str:
+    return form.get(name, [""])[0]
+
+
+def _see(path: str) -> Response:
+    return RedirectResponse(path, status_code=303)
+
+
+# --- rendering -------------------------------------------------------------------------------------------
+
+
+def _page(request: Request, template: str, *, code: int = 200, refresh: int = 0, **values: Any) -> Response:
+    nonce = request.cookies.get(COOKIE, "")
+    is_new = not re.fullmatch(r"[\w-]{22}", nonce)
+    if is_new:
+        nonce = secrets.token_urlsafe(16)
+    token = house_of(request).signer.sign("form", nonce)
+    moment = now()
+    text = TEMPLATES.get_template(template).render(
+        values, token=token, refresh=refresh, now=moment, path=request.url.path, rollout=rollout
+    )
+    response = HTMLResponse(text, status_code=code, headers={"cache-control": "no-store"})
+    if is_new:
+        response.set_cookie(COOKIE, nonce, httponly=True, samesite="strict")
+    return response
+
+
+def _new_page(request: Request, form: Mapping[str, list[str]], problem: str, code: int) -> Response:
+    with house_of(request).db.read() as session:
+        names = session.scalars(
+            select(Artifact.name).group_by(Artifact.name).order_by(Artifact.created_at.desc())
+        ).all()
+        found = session.scalars(select(Device).options(selectinload(Device.keys))).all()
+    accepted = [device for device in found if device.status == "accepted"]
+    return _page(
+        request,
+        "new.html",
+        code=code,
+        names=names,
+        devices=accepted,
+        problem=problem,
+        form=form,
+        points=rollout.POINTS,
+    )
+
+
+def _releases_page(request: Request, problem: str, code: int) -> Response:
+    with house_of(request).db.read() as session:
+        found = session.scalars(select(Artifact).order_by(Artifact.created_at.desc())).all()
+    return _page(request, "releases.html", code=code, artifacts=found, problem=problem)
+
+
+def _pending_keys(session: Session) -> int:
+    found = session.scalars(select(Device).options(selectinload(Device.keys)))
+    return sum(device.status == "pending" for device in found)
+
+
+def _summary(session: Session, entry: Deployment) -> dict[str, Any]:
+    numbers = counts(session, entry.id)
+    present = [status for status, count in numbers.items() if count]
+    waiting = [
+        {
+            "point": point,
+            "count": numbers[point.status],
+            "action": rollout.action_at(entry.control_map, point.name),
+        }
+        for point in rollout.waiting_points(present)
+    ]
+    return {
+        "entry": entry,
+        "counts": {status: count for status, count in numbers.items() if count},
+        "total": sum(numbers.values()),
+        "status": "aborted" if entry.is_aborted else rollout.overall(present),
+        "waiting": waiting if entry.finished_at is None else [],
+        "failed": sum(numbers[status] for status in rollout.FAILED),
+    }
+
+
+def _rebooted(session: Session, deployment_id: str) -> set[str]:
+    """Devices that rebooted here: their next "installing" is the commit (device-api.md section 4)."""
+    words = ("rebooting", rollout.BY_NAME["ArtifactCommit_Enter"].status)
+    query = select(Event.device_id).where(Event.deployment_id == deployment_id, Event.word.in_(words))
+    return {device_id for device_id in session.scalars(query) if device_id is not None}
+
+
+def _shown_status(status: str, has_rebooted: bool) -> str:
+    return "committing" if status == "installing" and has_rebooted else rollout.label(status)
+
+
+def _bar(
+    session: Session, entry: Deployment, numbers: Mapping[str, int], rebooted: set[str]
+) -> list[dict[str, Any]]:
+    """The phases in order: how many devices are in each, and what stands before it."""
+    query = select(Part.device_id).where(Part.deployment_id == entry.id, Part.status == "installing")
+    committing = sum(device_id in rebooted for device_id in session.scalars(query)) if rebooted else 0
+    inside = {
+        "Download": numbers.get("downloading", 0),
+        "Install": numbers.get("installing", 0) - committing,
+        "Reboot": numbers.get("rebooting", 0),
+        "Commit": committing,
+    }
+    bar: list[dict[str, Any]] = [{"phase": "Download", "inside": inside["Download"], "gate": None}]
+    for point in rollout.POINTS:
+        gate = {
+            "action": rollout.action_at(entry.control_map, point.name),
+            "is_set": point.name in (entry.control_map or {}).get("states", {}),
+            "waiting": numbers.get(point.status, 0),
+            "label": point.label,
+        }
+        bar.append({"phase": point.phase, "inside": inside[point.phase], "gate": gate})
+    return bar
+
+
+def _timeline(events: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for event in events:
+        seconds = (event.at - rows[-1]["event"].at).total_seconds() if rows else None
+        rows.append({"event": event, "after": None if seconds is None else _span(seconds)})
+    return rows
+
+
+def _log_lines(messages: list[dict[str, Any]], query: str) -> list[dict[str, Any]]:
+    lines = []
+    for number, entry in enumerate(messages, 1):
+        text = entry["message"]
+        if query and query.lower() not in f"{entry['level']} {text}".lower():
+            continue
+        lines.append(
+            {
+                "number": number,
+                "at": entry["timestamp"],
+                "level": entry["level"].lower(),
+                "text": _mark(text, query),
+            }
+        )
+    return lines
+
+
+def _mark(text: str, query: str) -> Markup:
+    if not query:
+        return escape(text)
+    pieces = re.split(f"({re.escape(query)})", text, flags=re.IGNORECASE)
+    return Markup("").join(
+        Markup("<mark>{}</mark>").format(piece) if index % 2 else escape(piece)
+        for index, piece in enumerate(pieces)
+    )
+
+
+def _span(seconds: float) -> str:
+    """A length of time for people: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def _ago(moment: datetime | None, at: datetime) -> str:
+    return "never" if moment is None else _span(max((at - moment).total_seconds(), 0))
+
+
+def _clock(moment: datetime | None) -> Markup:
+    if moment is None:
+        return Markup("never")
+    return Markup('<time datetime="{}">{}</time>').format(
+        moment.isoformat(), moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+    )
+
+
+def _size(size_bytes: int) -> str:
+    for limit, shift, unit in ((1 << 20, 10, "KiB"), (1 << 30, 20, "MiB")):
+        if size_bytes < limit:
+            return f"{size_bytes / (1 << shift):.1f} {unit}"
+    return f"{size_bytes / (1 << 30):.2f} GiB"
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters.update(ago=_ago, clock=_clock, size=_size)
