@@ -119,6 +119,32 @@ def test_every_debian_package_says_what_it_is_for() -> None:
     assert len(names) == len(set(names)) > 20
 
 
+BOARD_TEST = """
+import pytest
+@pytest.fixture
+def board(): pytest.skip("qemu-system-aarch64 is not installed")
+@pytest.mark.board
+def test_boot(board): pass
+def test_other(): pytest.skip("a reason")
+"""
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", {"skipped": 2}), ("true", {"skipped": 1, "errors": 1})])
+def test_ci_does_not_skip_board_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ci: str, outcome: dict[str, int]
+) -> None:
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    (tmp_path / "test_sample.py").write_text(BOARD_TEST)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = board\n")
+    monkeypatch.setenv("CI", ci)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junit-xml=result.xml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    counts = dict(re.findall(r' (skipped|errors|failures)="(\d+)"', (tmp_path / "result.xml").read_text()))
+    assert {name: int(count) for name, count in counts.items() if count != "0"} == outcome
+    assert (done.returncode == 0) == (not ci)
+    assert "qemu-system-aarch64 is not installed" in done.stdout or not ci
+
+
 # The device side
 
 

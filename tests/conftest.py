@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For all tests: a board test may be skipped where QEMU is missing, but never in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    is_skip = report.skipped and not hasattr(report, "wasxfail")
+    if is_skip and item.get_closest_marker("board") and os.environ.get("CI") == "true":
+        reason = call.excinfo.value if call.excinfo else "no reason given"
+        report.outcome = "failed"
+        report.longrepr = f"a board test was skipped, which CI does not allow: {reason}"
+    return report
