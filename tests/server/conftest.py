@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real server process on loopback and artifacts made by mender-artifact."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from tests.server.fake_device import FakeDevice
+
+from update_tools.server.app import create_app
+from update_tools.server.client import Management
+from update_tools.server.settings import Settings
+
+
+class ThreadServer:
+    """A real server over real sockets in a thread of the test's process: 0.1 s instead of 2 s to start."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.house_path = settings.data
+        config = uvicorn.Config(create_app(settings), log_config=None, access_log=False)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., ThreadServer]]:
+    """Starts servers over this test's data folder with the given settings."""
+    running: list[ThreadServer] = []
+
+    def start(**settings: Any) -> ThreadServer:
+        running.append(ThreadServer(Settings(data=tmp_path / "data", **settings)))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture
+def server(serve: Callable[..., ThreadServer]) -> ThreadServer:
+    """A server of this test's own that accepts every device."""
+    return serve(auto_accept=True)
+
+
+@pytest.fixture
+def strict_server(serve: Callable[..., ThreadServer]) -> ThreadServer:
+    """A server where a person accepts devices."""
+    return serve()
+
+
+@pytest.fixture
+def management(server: ThreadServer) -> Management:
+    return Management(server.url)
+
+
+@pytest.fixture
+def device(server: ThreadServer) -> FakeDevice:
+    """An accepted device."""
+    made = FakeDevice(server.url, "52:54:00:00:00:01")
+    assert made.authorize().status_code == 200
+    return made
+
+
+@pytest.fixture(scope="session")
+def write_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes artifacts with the field's own tool."""
+    tool = shutil.which("mender-artifact")
+    if tool is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("mender-artifact is missing (Debian package mender-artifact)")
+        pytest.skip("mender-artifact is missing (Debian package mender-artifact)")
+    folder = tmp_path_factory.mktemp("artifacts")
+    script = folder / "ArtifactInstall_Enter_10_check-disk"
+    script.write_text("#!/bin/sh\nexit 0\n")
+    made: dict[tuple[str, str, str], Path] = {}
+
+    def write(name: str, device_type: str = "virt64", compression: str = "gzip") -> Path:
+        path = made.get((name, device_type, compression))
+        if path is None:
+            image = folder / f"{name}.ext4"
+            image.write_bytes(name.encode() * 40_000)
+            path = folder / f"{name}-{device_type}-{compression}.mender"
+            argv = [tool, "--compression", compression, "write", "rootfs-image", "--no-progress"]
+            argv += ["-t", device_type, "-n", name, "-f", str(image), "-s", str(script), "-o", str(path)]
+            subprocess.run(argv, check=True, capture_output=True)
+            made[name, device_type, compression] = path
+        return path
+
+    return write
+
+
+@pytest.fixture
+def release_2(management: Management, write_artifact: Callable[..., Path]) -> Path:
+    """Release 2, uploaded."""
+    path = write_artifact("release-2")
+    management.upload(path)
+    return path
