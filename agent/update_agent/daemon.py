@@ -1,0 +1,456 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: polls, and takes deployments through the table, across any number of restarts."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from update_agent import child, control
+from update_agent.backoff import delays
+from update_agent.errors import ControlError, LoopError, StoreError
+from update_agent.machine import Context, Machine
+from update_agent.outcome import Outcome
+from update_agent.states import DAEMON_STEPS, MAX_SAVES, Step, resume_after
+from update_agent.timers import PollTimer
+from update_agent.update import Update, commit, from_text, installed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from update_agent.loop import Signals
+    from update_agent.remote import Remote, Reply
+
+_STATE, _MAPS = "state", "update-control-maps"
+_LEAST_CAP_S = 60  # reports and refreshes are never hurried beyond this (device-api.md section 8)
+
+
+class Daemon(Machine):
+    """Walks `DAEMON`: waits for polls, and carries each deployment to its end."""
+
+    flow = DAEMON_STEPS
+
+    def __init__(self, context: Context, remote: Remote, signals: Signals) -> None:
+        super().__init__(context)
+        self.remote = remote
+        self.signals = signals
+        self.outcome = Outcome()
+        self.pool = self._load_pool()
+        now = time.monotonic()
+        config = self.config
+        cap_s, count = config.retry_poll_interval_s, config.retry_poll_count
+        self.poll_timer = PollTimer(config.update_poll_interval_s, cap_s, count, now)
+        self.inventory_timer = PollTimer(config.inventory_poll_interval_s, cap_s, count, now)
+        self._inventory_ever_sent = False
+        self._resumed_at = ""  # the pause at which this process took the update over
+
+    # Start and saved state
+
+    def run(self) -> None:
+        """Go on with what was saved, then poll forever."""
+        self.walk(self.resume())
+
+    def resume(self) -> str:
+        """The step to start at, after taking over the saved update if there is one."""
+        text = self.store.get(_STATE)
+        if text is None:
+            return "idle.enter"
+        try:
+            name, self.update = from_text(text)
+            self.store.lock()
+        except StoreError as error:
+            self.log.error(f"Cannot go on with the saved update: {error}")
+            return "idle.enter"
+        self.log.open_deployment(self.config.update_log_path, self.update.id)
+        saved = resume_after(name)
+        self.outcome = Outcome.after_restart(
+            saved, all_rollbacks_successful=self.update.all_rollbacks_successful
+        )
+        self.log.info(f"Going on with deployment {self.update.id} after a restart: {name} -> {saved.resume}")
+        if self.outcome.failed and not self.outcome.undone:
+            self.cause = f"the device or the agent restarted during {name}"
+        try:
+            self._write_state(name)
+        except LoopError as error:
+            self.failed(str(error))
+            self.outcome.add(self.flow["loop"], "loop")
+            return "loop"
+        except StoreError as error:
+            self.log.error(str(error))
+        if self.flow[saved.resume].work.kind == "control":
+            self._resumed_at = saved.resume
+        return saved.resume
+
+    def save(self, step: Step, name: str) -> None:
+        self._write_state(name)
+
+    def _write_state(
+        self, name: str, *, counted: bool = True, also: dict[str, str | None] | None = None
+    ) -> None:
+        """Store the update under a name together with other changes. Raises LoopError or StoreError."""
+        if counted:
+            if self.update.save_count >= MAX_SAVES:
+                raise LoopError(
+                    f"the update was saved {self.update.save_count} times and goes in circles",
+                    hint="look for a module or script that keeps failing in the deployment log",
+                )
+            self.update.save_count += 1
+        self.store.write({_STATE: self.update.to_text(name), **(also or {})})
+
+    def note(self, step: Step, event: str) -> None:
+        if self.update.id:
+            self.outcome.add(step, event)
+
+    # Idle and Sync
+
+    def on_wait(self, _step: Step) -> str:
+        """Wait for the next poll. Control maps that expired are dropped here and nowhere earlier."""
+        if self.pool.drop_expired(time.monotonic()):
+            self.save_pool()
+        while True:
+            now = time.monotonic()
+            if self.signals.take(signal.SIGUSR2) or now >= self.inventory_timer.due:
+                return "inventory"
+            if self.signals.take(signal.SIGUSR1) or now >= self.poll_timer.due:
+                return "deployment"
+            self.context.loop.wait_for_change(min(self.poll_timer.due, self.inventory_timer.due))
+
+    def on_request(self, step: Step) -> str:
+        """Submit the inventory, or ask for a deployment."""
+        if step.work.subject == "inventory":
+            return self._submit_inventory()
+        return self._poll()
+
+    def _submit_inventory(self) -> str:
+        self.inventory_timer.started(time.monotonic())
+        reply = self.remote.inventory()
+        if reply.kind == "ok":
+            self.inventory_timer.succeeded()
+            self._inventory_ever_sent = True
+            return "ok"
+        self.log.error(f"Inventory was not submitted: {reply.reason}")
+        self.inventory_timer.failed(time.monotonic(), reply.retry_after_s)
+        return "fail"
+
+    def _poll(self) -> str:
+        self.poll_timer.started(time.monotonic())
+        self.store.reload()  # a command may have installed something meanwhile
+        provides = {**installed(self.store), "device_type": self.config.device_type()}
+        reply = self.remote.poll(provides)
+        if reply.kind not in {"ok", "nothing"}:
+            self.log.error(f"No answer to the deployment poll: {reply.reason}")
+            self.poll_timer.failed(time.monotonic(), reply.retry_after_s)
+            return "fail"
+        self.poll_timer.succeeded()
+        if reply.kind == "nothing":
+            if not self._inventory_ever_sent:
+                self.inventory_timer.due = time.monotonic()  # accepted just now: show up at once
+            return "nothing"
+        return self._take_on(reply.value)
+
+    def _take_on(self, deployment: object) -> str:
+        """Begin the deployment that the server handed out (validated by `server`)."""
+        assert isinstance(deployment, dict)
+        source = deployment["artifact"]["source"]
+        self.store.lock()
+        self.update = Update(deployment["id"], source["uri"])
+        self.update.expire = source.get("expire") or ""
+        self.update.artifact_name = deployment["artifact"].get("artifact_name") or ""
+        self.outcome = Outcome()
+        self.cause = ""
+        self.log.open_deployment(self.config.update_log_path, self.update.id)
+        self.log.info(f"Deployment {self.update.id}: {self.update.artifact_name}")
+        try:
+            document = deployment.get("update_control_map")
+            content = None if document is None else control.parse_value(document)
+            self.pool.set_server(content, self.update.id, time.monotonic())
+        except ControlError as error:
+            return self._refuse(f"the server's control map is refused: {error}")
+        self.save_pool()
+        return "ok"
+
+    def _refuse(self, reason: str) -> str:
+        """End a deployment that must not start: report, upload the log, as if there had been none."""
+        self.failed(reason)
+        reply = self.remote.report(self.update.id, "failure", reason)
+        if reply.kind == "ok":
+            self.remote.upload_log(self.update.id, self.log.deployment_path)
+        self._end()
+        return "nothing"
+
+    # Download
+
+    def on_download(self, step: Step) -> str:
+        """Take the artifact in, in a child process. Only the header's facts come back to be saved."""
+
+        def work(channel: child.Channel) -> object:
+            from update_agent.intake import Intake, describe, open_source
+
+            source = open_source(self.update.uri, self.config, self.log, _progress(channel))
+            intake = Intake(source, self.config, self.log, self.context.bootloader, self.context.loop.wait)
+            have = installed(self.store)
+            intake.accept(have)
+            verdict = channel.ask(describe(intake.header))
+            if verdict.get("loop"):
+                raise LoopError(str(verdict["loop"]))
+            if verdict.get("error"):
+                raise StoreError(str(verdict["error"]))
+            if intake.header.payload_type is not None:
+                intake.prepare(have)
+            intake.stream()
+            return {}
+
+        def answer(message: dict[str, object]) -> dict[str, object] | None:
+            if "done_bytes" in message:
+                self.log.info(f"Downloaded {message['done_bytes']} of {message['size_bytes']} bytes")
+                return None
+            self.update.accept(message)
+            self.log.info(f"Artifact {self.update.artifact_name}, payload {message['payload_type']}")
+            try:
+                self._write_state(step.save_mid)
+            except LoopError as error:
+                return {"loop": error.message}
+            except StoreError as error:
+                return {"error": str(error)}
+            return {}
+
+        child.run(work, answer=answer, log=self.log, wait=self.context.loop.wait, what="the download")
+        return "ok" if self.update.payload_type else "nothing"
+
+    def do_rollback_not_needed(self, _step: Step) -> str:
+        """A failed download left nothing to undo."""
+        self.update.all_rollbacks_successful = True
+        return "ok"
+
+    def do_rollback_done(self, _step: Step) -> str:
+        """Everything was undone, unless a rollback script failed on the way."""
+        self.update.all_rollbacks_successful = not self.outcome.broken
+        return "ok"
+
+    # Reports
+
+    def on_report(self, step: Step) -> str:
+        """Tell the server. Only repeated reports (`retried`) can fail; a 409 always counts."""
+        status, substate = step.work.subject, ""
+        if status == "final":
+            status = "failure" if self.outcome.failed else "success"
+            substate = self.cause if self.outcome.failed else ""
+        if not step.retried:
+            reply = self.remote.report(self.update.id, status, substate)
+            if reply.kind not in {"ok", "aborted"}:
+                self.log.warning(f"Status {status} was not delivered: {reply.reason}")
+            return self._aborted(status) if reply.kind == "aborted" else "ok"
+        waits = delays(max(_LEAST_CAP_S, self.config.retry_poll_interval_s), self.config.retry_poll_count)
+        while True:
+            reply = self._report_with_log(status, substate)
+            if reply.kind == "ok":
+                return "ok"
+            if reply.kind == "aborted":
+                return self._aborted(status)
+            delay_s = reply.retry_after_s if reply.retry_after_s is not None else next(waits, None)
+            if delay_s is None:
+                self.failed(f"status {status} could not be delivered: {reply.reason}")
+                return "fail"
+            self.log.warning(f"Status {status} was not delivered, again in {delay_s:.0f} s: {reply.reason}")
+            self.context.loop.wait((), time.monotonic() + delay_s)
+
+    def _report_with_log(self, status: str, substate: str) -> Reply:
+        """One try of a report; with a failure goes the deployment log."""
+        reply = self.remote.report(self.update.id, status, substate)
+        if reply.kind == "ok" and status == "failure":
+            uploaded = self.remote.upload_log(self.update.id, self.log.deployment_path)
+            if uploaded.kind == "gone":  # too large even when cut: trying again changes nothing
+                self.log.warning(f"The deployment log was refused: {uploaded.reason}")
+                return reply
+            return uploaded
+        return reply
+
+    def _aborted(self, status: str) -> str:
+        self.failed(f"the server answered {status} with 409: the deployment was aborted")
+        return "aborted"
+
+    # Control points
+
+    def on_control(self, step: Step) -> str:
+        """Decide at a control point; a pause waits here, is reported once, and survives a restart."""
+        point = step.work.subject
+        resumed, self._resumed_at = self._resumed_at == step.name, ""
+        lasting = self.config.pause_survives_restart
+        if resumed and lasting and self.payload.rebooted(point):
+            self.log.info(f"The new system was booted during the pause at {point}")
+            return "booted"
+        paused = False
+        refresh = self.pool.has_deployment_map(self.update.id)
+        while True:
+            if refresh:
+                reason = self._refresh(step, paused=paused)
+                if reason:
+                    raise ControlError(reason)
+            decision = self.pool.evaluate(point, time.monotonic())
+            self.save_pool()
+            if decision.action == "fail":
+                raise ControlError(f"told to fail at {point} by {_names(decision)}")
+            if decision.action == "continue":
+                if paused or resumed:
+                    self.log.info(f"Going on at {point}")
+                    if lasting:
+                        self.payload.release(point)
+                return "go"
+            if not paused:
+                paused = True
+                self.log.info(f"Paused at {point} by {_names(decision)}")
+                if self._begin_pause(step) == "aborted":
+                    return "fail"
+            refresh = self._wait_paused()
+
+    def _begin_pause(self, step: Step) -> str:
+        """Save the pause, make it safe against a power cut, and report it once."""
+        point = step.work.subject
+        if self.config.pause_survives_restart:
+            # Saved first: a cut between the two resumes the pause and holds again.
+            self._save_pause(step.pause_save)
+            self.payload.hold(point)
+        elif point == "ArtifactReboot_Enter":
+            self._save_pause("reboot")  # as client 3.5 does: the power cut then counts as the reboot
+        reply = self.remote.report(self.update.id, step.pause_report)
+        if reply.kind == "aborted":
+            return self._aborted(step.pause_report)
+        if reply.kind != "ok":
+            self.log.warning(f"Status {step.pause_report} was not delivered: {reply.reason}")
+        return "ok"
+
+    def _save_pause(self, name: str) -> None:
+        try:
+            self._write_state(name, counted=False)
+        except StoreError as error:
+            self.log.error(f"The pause will not survive a restart: {error}")
+
+    def _wait_paused(self, retry_at: float | None = None) -> bool:
+        """Wait until the pause must be decided again. True if the server is to be asked first."""
+        while True:
+            now = time.monotonic()
+            wake = self.pool.next_deadline(
+                now, self.update.id, self.config.map_poll_interval_s, retry_at=retry_at
+            )
+            if wake.at <= now:
+                return wake.then == "refresh"
+            self.context.loop.wait_for_change(wake.at)
+
+    def _refresh(self, step: Step, *, paused: bool) -> str:
+        """Fetch the deployment's map. Empty when the pool is up to date, else why the update must fail.
+
+        While paused, a change or an expiry is decided even though the refresh still fails.
+        """
+        cap_s = max(_LEAST_CAP_S, self.config.update_poll_interval_s)
+        waits = delays(cap_s, self.config.retry_poll_count)
+        while True:
+            reply = self.remote.control_map(self.update.id)
+            if reply.kind == "gone":
+                return f"the deployment was aborted on the server: {reply.reason}"
+            reason = reply.reason
+            if reply.kind == "ok":
+                try:
+                    content = control.parse_value(reply.value)
+                    self.pool.set_server(content, self.update.id, time.monotonic())
+                    self.save_pool()
+                    return ""
+                except ControlError as error:
+                    reason = str(error)
+            delay_s = reply.retry_after_s if reply.retry_after_s is not None else next(waits, None)
+            if delay_s is None:
+                return f"the control map could not be refreshed: {reason}"
+            self.log.warning(f"The control map was not refreshed, next try in {delay_s:.0f} s: {reason}")
+            retry_at = time.monotonic() + delay_s
+            if not paused:
+                self.context.loop.wait((), retry_at)
+            elif not self._wait_paused(retry_at):
+                return ""
+
+    def _load_pool(self) -> control.Pool:
+        config = self.config
+        try:
+            return control.Pool.from_store(
+                self.store.get(_MAPS),
+                time.monotonic(),
+                expiration_s=config.map_expiration_s,
+                boot_expiration_s=config.map_boot_expiration_s,
+            )
+        except ControlError as error:
+            self.log.error(f"The saved control maps are dropped: {error}")
+            return control.Pool(config.map_expiration_s)
+
+    def save_pool(self) -> None:
+        """Write the maps down. A failure is logged; the maps in memory go on counting."""
+        try:
+            self.store.write({_MAPS: self.pool.to_store(time.monotonic())})
+        except StoreError as error:
+            self.log.error(f"The control maps will not survive a restart: {error}")
+
+    # Commit and the end
+
+    def do_drop_token(self, _step: Step) -> str:
+        """The next request must prove that authentication still works from the new system."""
+        self.remote.drop_token()
+        return "ok"
+
+    def do_commit_provides(self, step: Step) -> str:
+        """Store what is installed now; nothing after a clean rollback."""
+        if self.outcome.undone:
+            return "ok"
+        clean = not self.outcome.failed
+        changes = commit(self.store, self.update, clean=clean, with_provides=clean)
+        try:
+            self._write_state(step.save_mid, also=changes)
+        except LoopError:
+            raise
+        except StoreError as error:
+            self.failed(str(error))
+            return "fail"
+        return "ok"
+
+    def do_break_loop(self, _step: Step) -> str:
+        """Give up: name what is on the device as inconsistent."""
+        self.store.write(commit(self.store, self.update, clean=False, with_provides=True))
+        return "ok"
+
+    def do_clear(self, _step: Step) -> str:
+        """The server knows the outcome: the saved update is not needed any more."""
+        self.store.write({_STATE: None})
+        return "ok"
+
+    def do_end_deployment(self, _step: Step) -> str:
+        """Forget the deployment, and show the new state of the device at once."""
+        verdict = f"failed: {self.cause}" if self.outcome.failed else "succeeded"
+        self.log.info(f"Deployment {self.update.id} {verdict}")
+        self.inventory_timer.due = time.monotonic()
+        self._end()
+        return "ok"
+
+    def _end(self) -> None:
+        self.pool.clear_deployment(self.update.id)
+        self.save_pool()
+        self.log.close_deployment()
+        self.store.unlock()
+        self.update = Update()
+        self.outcome = Outcome()
+        self.forget_payload()
+
+
+def _names(decision: control.Decision) -> str:
+    """The maps behind a decision, for people."""
+    return ", ".join(f"map {entry.map.id} (priority {entry.map.priority})" for entry in decision.by)
+
+
+def _progress(channel: child.Channel) -> Callable[[int, int | None], None]:
+    """Tell the parent about every fifth of the download."""
+    told = 0
+
+    def progress(done_bytes: int, size_bytes: int | None) -> None:
+        nonlocal told
+        fifth = done_bytes * 5 // size_bytes if size_bytes else 0
+        if fifth > told:
+            told = fifth
+            channel.send({"done_bytes": done_bytes, "size_bytes": size_bytes})
+
+    return progress

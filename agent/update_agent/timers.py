@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When to poll next: a regular interval, replaced by backoff after failures (device-api.md section 8)."""
+
+from __future__ import annotations
+
+from update_agent.backoff import delays
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class PollTimer:
+    """One kind of poll. `due` is a monotonic time; `now` is passed in."""
+
+    __slots__ = ("_backoff", "_cap_s", "_count", "_gave_up", "_interval_s", "due")
+
+    def __init__(self, interval_s: int, cap_s: int, count: int, now: float) -> None:
+        self._interval_s = interval_s
+        self._cap_s = cap_s
+        self._count = count
+        self._backoff: Iterator[int] | None = None
+        self._gave_up = False
+        self.due = now
+
+    def started(self, now: float) -> None:
+        """The poll begins: the regular interval runs from here."""
+        self.due = now + self._interval_s
+
+    def succeeded(self) -> None:
+        """The poll was answered: the next failure starts a fresh backoff."""
+        self._backoff = None
+        self._gave_up = False
+
+    def failed(self, now: float, retry_after_s: float | None = None) -> None:
+        """The poll failed: come back after the backoff, or exactly when the server said."""
+        if retry_after_s is not None:
+            self.due = now + retry_after_s
+            return
+        if self._gave_up:
+            return
+        if self._backoff is None:
+            self._backoff = delays(self._cap_s, self._count)
+        delay_s = next(self._backoff, None)
+        if delay_s is None:
+            self._gave_up = True
+        else:
+            self.due = now + delay_s
