@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: `update-agent` and, by the same words, `mender-update`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from update_agent import __version__, config
+from update_agent.errors import ConfigError, StoreError, UpdateError
+from update_agent.log import LEVELS, Log
+from update_agent.options import COMMANDS, Usage, parse, usage_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from update_agent.config import Config
+    from update_agent.machine import Context
+    from update_agent.options import Options
+
+_UNITS = ("mender-updated.service", "mender-client.service")
+
+
+def _configure(options: Options) -> tuple[Config, Log]:
+    overrides: dict[str, object] = {}
+    if options.trusted_certs:
+        overrides["server_certificate"] = options.trusted_certs
+    if options.skip_verify:
+        overrides["skip_verify"] = True
+    settings = config.load(
+        path=options.config,
+        fallback=options.fallback_config,
+        datastore=options.datastore,
+        overrides=overrides,
+    )
+    level = options.log_level or settings.daemon_log_level
+    if level not in LEVELS:
+        raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}")
+    log = Log(level, path=options.log_file)
+    for warning in settings.warnings:
+        log.warning(warning)
+    return settings, log
+
+
+def _context(settings: Config, log: Log) -> Context:
+    from update_agent import bootloader
+    from update_agent.loop import Loop
+    from update_agent.machine import Context
+    from update_agent.store import Store
+
+    loop = Loop()
+    try:
+        os.makedirs(settings.datastore, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the datastore {settings.datastore}: {os.strerror(error.errno or 0)}",
+            hint="is the data partition mounted and writable?",
+        ) from error
+    return Context(settings, log, Store(settings.datastore, log), loop, bootloader.find(loop.wait))
+
+
+def _stop(_number: int, _frame: object) -> NoReturn:
+    # As after a power cut, only politely: what runs is ended, what was saved is gone on with later.
+    raise SystemExit(0)
+
+
+def _daemon(options: Options) -> int:
+    from update_agent.daemon import Daemon
+    from update_agent.loop import Signals
+    from update_agent.remote import Remote
+    from update_agent.standalone import bootstrap
+
+    settings, log = _configure(options)
+    context = _context(settings, log)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, _stop)
+    signals = Signals(context.loop)
+    if context.store.get("state") is None:
+        try:
+            bootstrap(context)
+        except UpdateError as error:
+            log.error(str(error))
+    log.info(f"update-agent {__version__} is running")
+    Daemon(context, Remote(settings, log, context.loop.wait), signals).run()
+    return 0
+
+
+def _standalone(options: Options) -> int:
+    from update_agent.standalone import (
+        FAILED,
+        NOTHING,
+        REBOOT,
+        ProgressBar,
+        Standalone,
+        bootstrap,
+        result_text,
+    )
+
+    settings, log = _configure(options)
+    context = _context(settings, log)
+    context.store.lock()
+    context.store.reload()
+    machine = Standalone(context, stop_before=options.stop_before, progress=ProgressBar())
+    if options.verb == "install":
+        bootstrap(context)
+        print("Installing artifact...", flush=True)
+        code = machine.install(options.artifact)
+    else:
+        code = {"commit": machine.commit, "rollback": machine.rollback, "resume": machine.resume}[
+            options.verb
+        ]()
+    lines = result_text(machine.flags)
+    for line in lines:
+        print(line)
+    if code in {FAILED, NOTHING} and machine.reasons:
+        print(f"Could not fulfill request: {machine.reasons[-1]}", file=sys.stderr)
+    if code == 0 and "RebootRequired" in machine.flags and options.reboot_exit_code:
+        return REBOOT
+    return code
+
+
+def _show(options: Options) -> int:
+    from update_agent.standalone import bootstrap
+    from update_agent.update import installed
+
+    settings, log = _configure(options)
+    context = _context(settings, log)
+    if context.store.get("artifact-name") is None:
+        bootstrap(context)
+    provides = installed(context.store)
+    if options.verb == "show-artifact":
+        print(provides["artifact_name"])
+    else:
+        for key, value in sorted(provides.items()):
+            print(f"{key}={value}")
+    return 0
+
+
+def _signal_daemon(options: Options) -> int:
+    from update_agent import proc
+
+    number = signal.SIGUSR1 if options.verb == "check-update" else signal.SIGUSR2
+    for unit in _UNITS:
+        _, stdout, _ = proc.output(["systemctl", "show", "--property=MainPID", unit], timeout_s=30)
+        pid = stdout.decode(errors="replace").strip().partition("=")[2]
+        if pid.isdigit() and int(pid) > 0:
+            os.kill(int(pid), number)
+            return 0
+    raise StoreError("the update daemon is not running", hint=f"systemctl status {_UNITS[0]}")
+
+
+_VERBS = {
+    "daemon": _daemon,
+    "install": _standalone,
+    "commit": _standalone,
+    "rollback": _standalone,
+    "resume": _standalone,
+    "show-artifact": _show,
+    "show-provides": _show,
+    "check-update": _signal_daemon,
+    "send-inventory": _signal_daemon,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code; expected errors become one line on stderr."""
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        if options.help:
+            print(usage_text(options.verb))
+            return 0
+        if options.version:
+            print(__version__)
+            return 0
+        return _VERBS[options.verb](options)
+    except Usage as error:
+        print(usage_text(error.verb), file=sys.stderr)
+        print(f"Could not fulfill request: {error}", file=sys.stderr)
+        return 1
+    except UpdateError as error:
+        print(f"Could not fulfill request: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    assert set(_VERBS) == {command.name for command in COMMANDS}
+    sys.exit(main())

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The option table: what the command line takes. `--help`, man page and completion are made from it."""
+
+from __future__ import annotations
+
+from update_agent.errors import ConfigError
+from update_agent.states import STOP_BEFORE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROGRAM = "update-agent"
+
+
+class Option:
+    """One option: its spellings, the placeholder of its value ("" for a switch), and what it does."""
+
+    __slots__ = ("attribute", "help", "names", "repeat", "value")
+
+    def __init__(self, names: str, value: str, attribute: str, text: str, *, repeat: bool = False) -> None:
+        self.names = names.split()
+        self.value = value
+        self.attribute = attribute
+        self.help = text
+        self.repeat = repeat
+
+
+class Command:
+    """One verb: its argument's placeholder ("" for none), what it does, and its own options."""
+
+    __slots__ = ("argument", "help", "name", "options")
+
+    def __init__(self, name: str, argument: str, text: str, *options: Option) -> None:
+        self.name = name
+        self.argument = argument
+        self.help = text
+        self.options = options
+
+
+OPTIONS = (
+    Option("-c --config", "FILE", "config", "main configuration file"),
+    Option("-b --fallback-config", "FILE", "fallback_config", "file with defaults for the main one"),
+    Option("-d --datastore --data", "DIR", "datastore", "where state, keys and logs are kept"),
+    Option("-L --log-file", "FILE", "log_file", "append log lines to a file instead of stderr"),
+    Option("-l --log-level", "LEVEL", "log_level", "trace, debug, info, warning, error or fatal"),
+    Option("-E --trusted-certs", "FILE", "trusted_certs", "certificates trusted beside the system's"),
+    Option("--skipverify", "", "skip_verify", "do not verify the server's certificate"),
+    Option("-v --version", "", "version", "print the version"),
+    Option("-h --help", "", "help", "print this text"),
+)
+_REBOOT_EXIT = Option(
+    "--reboot-exit-code", "", "reboot_exit_code", "exit with 4 instead of 0 if a reboot is needed"
+)
+_STOP_BEFORE = Option(
+    "--stop-before",
+    "STATE",
+    "stop_before",
+    f"stop before one of {', '.join(STOP_BEFORE)}; `resume` goes on",
+    repeat=True,
+)
+COMMANDS = (
+    Command("daemon", "", "poll the server and carry out its deployments"),
+    Command("install", "FILE_OR_URL", "install an artifact", _REBOOT_EXIT, _STOP_BEFORE),
+    Command("resume", "", "go on with an interrupted installation", _REBOOT_EXIT, _STOP_BEFORE),
+    Command("commit", "", "make the installed artifact permanent", _STOP_BEFORE),
+    Command("rollback", "", "undo the installed artifact", _STOP_BEFORE),
+    Command("show-artifact", "", "print the name of the installed artifact"),
+    Command("show-provides", "", "print everything the installed artifacts provide"),
+    Command("check-update", "", "have the daemon ask for a deployment now"),
+    Command("send-inventory", "", "have the daemon submit the inventory now"),
+)
+_COMMAND = {command.name: command for command in COMMANDS}
+
+
+class Usage(ConfigError):
+    """The command line is wrong; `verb` is the command whose help may help, if any."""
+
+    def __init__(self, message: str, verb: str = "") -> None:
+        super().__init__(message)
+        self.verb = verb
+
+
+class Options:
+    """The command line, parsed. Attributes are those named in the table."""
+
+    def __init__(self) -> None:
+        self.verb = ""
+        self.artifact = ""
+        self.config: str | None = None
+        self.fallback_config: str | None = None
+        self.datastore: str | None = None
+        self.log_file: str | None = None
+        self.log_level: str | None = None
+        self.trusted_certs: str | None = None
+        self.skip_verify = False
+        self.version = False
+        self.help = False
+        self.reboot_exit_code = False
+        self.stop_before: list[str] = []
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Read a command line. Raises Usage when it is wrong.
+
+    `--opt=value` and `--opt value` are the same, the value of the latter must not start with `-`; options stand
+    before the verb, a verb's own options after it; `--` ends options.
+    """
+    options = Options()
+    known = {name: option for option in OPTIONS for name in option.names}
+    arguments: list[str] = []
+    words = list(argv)
+    ended = False
+    while words:
+        word = words.pop(0)
+        if ended or not word.startswith("-") or word == "-":
+            if not options.verb:
+                options.verb = word
+                if word not in _COMMAND:
+                    raise Usage(f"unknown command {word!r}")
+                own = (*_COMMAND[word].options, known["--help"])
+                known = {name: option for option in own for name in option.names}
+            else:
+                arguments.append(word)
+        elif word == "--":
+            ended = True
+        else:
+            _take(options, known, word, words)
+    return _check(options, arguments)
+
+
+def _take(options: Options, known: dict[str, Option], word: str, words: list[str]) -> None:
+    name, equals, value = word.partition("=")
+    option = known.get(name)
+    if option is None:
+        raise Usage(f"unknown option {name}", options.verb)
+    if not option.value:
+        if equals:
+            raise Usage(f"option {name} takes no value", options.verb)
+        setattr(options, option.attribute, True)
+        return
+    if not equals:
+        if not words or words[0].startswith("-"):
+            raise Usage(f"option {name} needs a value, {option.value}", options.verb)
+        value = words.pop(0)
+    if option.repeat:
+        getattr(options, option.attribute).append(value)
+    else:
+        setattr(options, option.attribute, value)
+
+
+def _check(options: Options, arguments: list[str]) -> Options:
+    if options.help or (options.version and not options.verb):
+        return options
+    if options.version:
+        raise Usage("--version cannot be combined with a command", options.verb)
+    if not options.verb:
+        raise Usage("a command is needed")
+    wanted = _COMMAND[options.verb].argument
+    if wanted:
+        if not arguments:
+            raise Usage(f"{options.verb} needs {wanted}", options.verb)
+        options.artifact = arguments.pop(0)
+    if arguments:
+        raise Usage(f"surplus argument {arguments[0]!r}", options.verb)
+    for state in options.stop_before:
+        if state not in STOP_BEFORE:
+            raise Usage(f"--stop-before {state}: it must be one of {', '.join(STOP_BEFORE)}", options.verb)
+    return options
+
+
+def usage_text(verb: str = "") -> str:
+    """The help text of the program or of one command."""
+    command = _COMMAND.get(verb)
+    if command is None:
+        head = f"usage: {PROGRAM} [OPTIONS] COMMAND\n\nA/B updates for embedded Linux.\n\ncommands:\n"
+        head += "\n".join(_row(f"{c.name} {c.argument}".strip(), c.help) for c in COMMANDS)
+        return f"{head}\n\noptions:\n{_rows(OPTIONS)}"
+    line = f"usage: {PROGRAM} {command.name} [OPTIONS] {command.argument}".rstrip()
+    return f"{line}\n\n{command.help}\n\noptions:\n{_rows((*command.options, OPTIONS[-1]))}"
+
+
+def _rows(options: Sequence[Option]) -> str:
+    return "\n".join(_row(f"{', '.join(o.names)} {o.value}".strip(), o.help) for o in options)
+
+
+def _row(left: str, right: str) -> str:
+    return f"  {left:<32} {right}"
