@@ -103,8 +103,8 @@ class Options:
 def parse(argv: Sequence[str]) -> Options:
     """Read a command line. Raises Usage when it is wrong.
 
-    `--opt=value` and `--opt value` are the same, the value of the latter must not start with `-`; options stand
-    before the verb, a verb's own options after it; `--` ends options.
+    `--opt=value` and `--opt value` are the same, the value of the latter must not start with `-`; options
+    stand before the verb, a verb's own options after it; `--` ends options.
     """
     options = Options()
     known = {name: option for option in OPTIONS for name in option.names}

@@ -144,7 +144,7 @@ class Standalone(Machine):
         self.store.write({_KEY: json.dumps(document, separators=(",", ":"))})
 
     def _load(self) -> bool:
-        """Take over the saved update; False if there is none. Raises StoreError if it cannot be understood."""
+        """Take over the saved update; False if there is none. Raises StoreError if it is damaged."""
         text = self.store.get(_KEY)
         if text is None:
             return False
@@ -174,7 +174,7 @@ class Standalone(Machine):
     # Work
 
     def do_prepare(self, _step: Step) -> str:
-        """Open the artifact, verify its headers, see whether it is for us, and make the module's file tree."""
+        """Open the artifact, verify its headers, see whether it is for us, and make the file tree."""
         from update_agent.intake import Intake, describe, open_source
 
         source = open_source(self.update.uri, self.config, self.log, self._progress)
@@ -235,7 +235,7 @@ class Standalone(Machine):
 
 
 def result_text(flags: set[str]) -> list[str]:
-    """The lines that tell a person what came of the command (config.md section 8): prefix, operation, more."""
+    """The lines that tell a person what came of it (config.md section 8): prefix, operation, more."""
     lines = []
     if "AutoCommitWanted" in flags and flags & {"Committed", "CommitFailed"}:
         lines.append("Update Module doesn't support rollback. Committing immediately.")
