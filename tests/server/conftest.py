@@ -27,7 +27,7 @@ class ThreadServer:
     def __init__(self, settings: Settings) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.house_path = settings.data
+        self.data = settings.data
         config = uvicorn.Config(create_app(settings), log_config=None, access_log=False)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})

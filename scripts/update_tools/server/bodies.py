@@ -14,6 +14,8 @@ from update_tools.server.faults import BadRequest, Refusal, TooLarge
 
 STALL_S = 60.0  # no byte for so long: the other side is gone, or wants to keep us busy
 
+DRAINED_BYTES = 8 << 20
+
 
 async def chunks(request: Request) -> AsyncIterator[bytes]:
     """The body piece by piece. Raises Refusal (408) on a stall, BadRequest if the sender hangs up."""
@@ -32,15 +34,24 @@ async def chunks(request: Request) -> AsyncIterator[bytes]:
 
 
 async def read_limited(request: Request, limit_bytes: int) -> bytes:
-    """The whole body. Raises TooLarge as soon as it is known to be more than the limit."""
+    """The whole body. Raises TooLarge if it is more than the limit; never holds more than that.
+
+    A body that is somewhat too long is still read to its end: closing while a client sends makes its system
+    throw away our answer, and a device must learn that it was 413 (device-api.md section 5).
+    """
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit_bytes:
+    if announced.isdigit() and int(announced) > limit_bytes + DRAINED_BYTES:
         raise TooLarge(f"the body has {announced} bytes, at most {limit_bytes} are taken here")
     body = bytearray()
+    received = 0
     async for chunk in chunks(request):
-        body += chunk
-        if len(body) > limit_bytes:
-            raise TooLarge(f"the body is longer than the {limit_bytes} bytes taken here")
+        received += len(chunk)
+        if received <= limit_bytes:
+            body += chunk
+        elif received > limit_bytes + DRAINED_BYTES:
+            break
+    if received > limit_bytes:
+        raise TooLarge(f"the body is longer than the {limit_bytes} bytes taken here")
     return bytes(body)
 
 

@@ -32,6 +32,11 @@ class Server:
         """Port it listens on, on loopback."""
         return int(self.url.rpartition(":")[2])
 
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._process.poll()
+
     def is_running(self) -> bool:
         """Whether the process still lives."""
         return self._process.poll() is None
@@ -71,7 +76,7 @@ def start(
     public_url: str = "",
 ) -> Server:
     """Start a server and return when it listens. Raises UpdateError with the end of its log."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = data_dir / "server.log"
     reading, writing = os.pipe()
     argv = [sys.executable, "-m", "update_tools.server", "--host", host, "--port", str(port)]

@@ -76,7 +76,7 @@ class Signer:
 
 def _make_key(path: Path) -> bytes:
     key = secrets.token_bytes(KEY_BYTES)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(key)

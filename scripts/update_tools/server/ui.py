@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Mapping
@@ -408,6 +409,15 @@ def _clock(moment: datetime | None) -> Markup:
     )
 
 
+def _identity(text: str) -> str:
+    """A device's identity for people: `52:54:00:00:00:01` if it is all there is, else `mac=… serial=…`."""
+    value = json.loads(text)
+    words = {name: ", ".join(entry) if isinstance(entry, list) else entry for name, entry in value.items()}
+    if len(words) == 1:
+        return str(next(iter(words.values())))
+    return " ".join(f"{name}={word}" for name, word in words.items())
+
+
 def _size(size_bytes: int) -> str:
     for limit, shift, unit in ((1 << 20, 10, "KiB"), (1 << 30, 20, "MiB")):
         if size_bytes < limit:
@@ -422,4 +432,4 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters.update(ago=_ago, clock=_clock, size=_size)
+TEMPLATES.filters.update(ago=_ago, clock=_clock, size=_size, identity=_identity)

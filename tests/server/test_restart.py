@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server process that is killed keeps everything it acknowledged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import DateTime, Text
+from tests.server.fake_device import FakeDevice
+
+from update_agent.errors import UpdateError
+from update_tools.server.client import Management
+from update_tools.server.db import Base, Database, Json, Moment
+from update_tools.server.run import start
+
+
+def test_killed_after_a_204(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
+    data = tmp_path / "data"
+    with start(data, auto_accept=True) as first:
+        management = Management(first.url)
+        management.upload(write_artifact("release-2"))
+        device = FakeDevice(first.url, "52:54:00:00:00:01")
+        device.authorize()
+        control_map = {"states": {"ArtifactReboot_Enter": {"action": "pause"}}}
+        deployment_id = management.deploy("survives", "release-2", map=control_map)
+        link = device.poll().json()["artifact"]["source"]["uri"]
+        assert device.report(deployment_id, "downloading", "at 40 %").status_code == 204
+        first.kill()
+        assert not first.is_running()
+
+    (data / "incoming" / "half").write_bytes(b"an upload that was never acknowledged")
+    (data / "artifacts" / "half.mender").write_bytes(b"the same, a moment later")
+    with start(data, first.port) as second:
+        assert second.url == first.url
+        part = Management(second.url).devices(deployment_id)[0]
+        assert (part["status"], part["substate"]) == ("downloading", "at 40 %")
+        again = device.poll()
+        assert again.json()["id"] == deployment_id, "the token outlives the restart"
+        assert again.json()["update_control_map"]["states"] == control_map["states"]
+        assert device.http.get(link).content == write_artifact("release-2").read_bytes()
+        assert not (data / "incoming" / "half").exists()
+        assert not (data / "artifacts" / "half.mender").exists()
+        assert len(list((data / "artifacts").iterdir())) == 1
+
+
+def test_one_server_per_folder(tmp_path: Path) -> None:
+    with start(tmp_path), pytest.raises(UpdateError, match="in use by another server"):
+        start(tmp_path)
+
+
+def test_the_key_is_private(tmp_path: Path) -> None:
+    with start(tmp_path / "data"):
+        assert (tmp_path / "data" / "server.key").stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+
+
+def test_migrations_make_the_tables_of_this_version(tmp_path: Path) -> None:
+    db = Database(tmp_path / "server.db")
+    db.upgrade()
+    db.upgrade()
+    with db.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": _compare_type})
+        assert compare_metadata(context, Base.metadata) == []
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    db.close()
+
+
+def _compare_type(
+    _context: object, _column: object, _meta: object, stored: object, wanted: object
+) -> bool | None:
+    if isinstance(wanted, Json):
+        return not isinstance(stored, Text)
+    if isinstance(wanted, Moment):
+        return not isinstance(stored, DateTime)
+    return None
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "update_tools.server", *arguments]
+    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path), "COLUMNS": "200"}
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+
+def test_no_address_for_everyone_without_saying_so(tmp_path: Path) -> None:
+    answer = run_cli("--host", "0.0.0.0", "--data", str(tmp_path / "data"))
+    assert answer.returncode == 2
+    assert "--insecure-no-login" in answer.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_help_says_where_it_listens() -> None:
+    text = " ".join(run_cli("--help").stdout.replace("│", " ").split())
+    assert "no login yet" in text
+    assert "--insecure-no-login" in text
+
+
+def test_stops_in_good_order(tmp_path: Path) -> None:
+    server = start(tmp_path)
+    server.stop()
+    assert server.exit_code in (0, -signal.SIGTERM)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_disk_full(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
+    """A file system of 1 MiB under `incoming/`: the upload is refused with the reason, nothing is left."""
+    if shutil.which("mount") is None or _mount(tmp_path / "probe"):
+        pytest.skip("mounting a small tmpfs needs root")
+    subprocess.run(["umount", tmp_path / "probe"], check=True)
+    artifact = tmp_path / "big.mender"
+    artifact.write_bytes(write_artifact("release-2").read_bytes() + bytes(4 << 20))
+    with start(tmp_path / "data") as server:
+        incoming = tmp_path / "data" / "incoming"
+        _mount(incoming)
+        try:
+            with pytest.raises(UpdateError, match=r"507 .*no room"):
+                Management(server.url).upload(artifact)
+            assert list(incoming.iterdir()) == []
+        finally:
+            subprocess.run(["umount", incoming], check=True)
+    assert os.listdir(tmp_path / "data" / "artifacts") == []
+
+
+def _mount(folder: Path) -> int:
+    folder.mkdir(exist_ok=True)
+    argv = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    return subprocess.run(argv, capture_output=True, check=False).returncode
