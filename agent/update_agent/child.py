@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work in a forked child that ends, so that the idle daemon never imports HTTP, TLS or decompressors.
+
+The two sides speak JSON lines over a pair of pipes (a socket pair would need the `socket` module in the
+resident process): the child sends messages and, last, its result or its error; the parent sends the answer
+to each question. The child logs by itself, through the descriptors it inherited.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+from update_agent import errors
+from update_agent.errors import TransferError, UpdateError
+from update_agent.loop import plain_wait
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn, Protocol
+
+    from update_agent.loop import Wait
+
+    class Log(Protocol):
+        def debug(self, message: str) -> None: ...
+        def warning(self, message: str) -> None: ...
+        def error(self, message: str) -> None: ...
+
+
+_CHUNK = 1 << 16
+_PR_SET_PDEATHSIG = 1
+_GRACE_S = 2.0  # for a child told to stop: time to end the programs it runs
+
+
+class _Stop(BaseException):
+    """The parent told the child to stop (SIGTERM)."""
+
+
+class Channel:
+    """The child's side of the conversation."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._rest = b""
+
+    def send(self, message: dict[str, object]) -> None:
+        """Tell the parent something; its `answer` gets the message."""
+        self._write({"say": message})
+
+    def ask(self, message: dict[str, object]) -> dict[str, object]:
+        """Ask the parent something and wait for what its `answer` returns (an empty object for None)."""
+        self._write({"ask": message})
+        while b"\n" not in self._rest:
+            chunk = os.read(self._read_fd, _CHUNK)
+            if not chunk:
+                raise TransferError("the parent process closed the connection")
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        answer: dict[str, object] = json.loads(line)
+        return answer
+
+    def _write(self, document: dict[str, object]) -> None:
+        _write_all(self._write_fd, json.dumps(document).encode() + b"\n")
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _stop(_number: int, _frame: object) -> NoReturn:
+    raise _Stop
+
+
+def _settle(parent: int) -> None:
+    """Make the forked process a child of its own: signals, and death when the parent dies."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent decides
+    signal.signal(signal.SIGTERM, _stop)  # unwinds, so that programs the child runs are ended too
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def _error_document(error: UpdateError) -> dict[str, object]:
+    names = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, UpdateError)]
+    return {"error": names, "message": error.message, "hint": error.hint}
+
+
+def _in_child(work: Callable[[Channel], object], channel: Channel, parent: int, log: Log) -> int:
+    """Do the work and send its outcome. Returns the exit code; nothing is raised."""
+    try:
+        _settle(parent)
+        channel._write({"result": work(channel)})
+        return 0
+    except _Stop:
+        return 1
+    except BrokenPipeError:
+        return 1  # the parent is gone or gave up
+    except UpdateError as error:
+        document = _error_document(error)
+    except MemoryError:
+        document = {"error": ["TransferError"], "message": "the child process ran out of memory", "hint": ""}
+    except BaseException as error:
+        import traceback
+
+        log.error(traceback.format_exc())
+        document = {
+            "error": ["TransferError"],
+            "message": f"the child process failed: {type(error).__name__}: {error}",
+            "hint": "this is a bug in the agent; the log has the details",
+        }
+    try:
+        channel._write(document)
+    except OSError:
+        pass
+    return 1
+
+
+def _raise_again(document: dict[str, object]) -> NoReturn:
+    """Raise the child's error as the nearest class that `errors` has."""
+    names = document["error"]
+    for name in names if isinstance(names, list) else []:
+        kind = getattr(errors, str(name), None)
+        if isinstance(kind, type) and issubclass(kind, UpdateError):
+            raise kind(str(document["message"]), hint=str(document["hint"]))
+    raise UpdateError(str(document["message"]), hint=str(document["hint"]))
+
+
+class _Child:
+    """The parent's side: the process, its pipes, and what has come in so far."""
+
+    def __init__(self, pid: int, read_fd: int, write_fd: int) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.read_fd = read_fd
+        self._write_fd = write_fd
+        self._rest = b""
+        self.outcome: dict[str, object] | None = None
+        self.status: int | None = None
+
+    def receive(self, answer: Callable[[dict[str, object]], dict[str, object] | None] | None) -> bool:
+        """Handle what can be read now; False when the child closed its end (it is ending)."""
+        chunk = os.read(self.read_fd, _CHUNK)
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            document = json.loads(line)
+            if "say" in document:
+                if answer is not None:
+                    answer(document["say"])
+            elif "ask" in document:
+                reply = answer(document["ask"]) if answer is not None else None
+                try:
+                    _write_all(self._write_fd, json.dumps(reply or {}).encode() + b"\n")
+                except BrokenPipeError:
+                    pass  # it died; the end of the pipe follows
+            else:
+                self.outcome = document
+        return bool(chunk)
+
+    def reap(self) -> int:
+        """Wait for the end and return the exit code, negative for a signal."""
+        if self.status is None:
+            self.status = os.waitpid(self.pid, 0)[1]
+        return os.waitstatus_to_exitcode(self.status)
+
+    def close(self) -> None:
+        """End the child if it still runs (first politely), reap it, and close everything."""
+        os.close(self.read_fd)
+        os.close(self._write_fd)
+        try:
+            if self.status is None:
+                os.kill(self.pid, signal.SIGTERM)
+                if not plain_wait([self.pidfd], time.monotonic() + _GRACE_S):
+                    os.kill(self.pid, signal.SIGKILL)
+                self.reap()
+        finally:
+            os.close(self.pidfd)
+
+
+def _death(code: int, what: str) -> TransferError:
+    """The error for a child that ended without a word."""
+    if code == -signal.SIGKILL:
+        hint = "probably out of memory: see the kernel's log"
+        return TransferError(f"the child process for {what} was killed (signal 9)", hint=hint)
+    if code < 0:
+        return TransferError(f"the child process for {what} was killed by signal {-code}")
+    return TransferError(f"the child process for {what} ended with code {code} and no result")
+
+
+def _flush() -> None:
+    """Write out what is buffered, or the child would have a copy of it to write as well."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # closed, or there is none
+
+
+def run(
+    work: Callable[[Channel], object],
+    *,
+    answer: Callable[[dict[str, object]], dict[str, object] | None] | None = None,
+    log: Log,
+    wait: Wait = plain_wait,
+    what: str = "network work",
+) -> object:
+    """Run `work` in a forked child and return its result, which must be representable in JSON.
+
+    `answer` gets each message of the child; what it returns goes back to an `ask`. An UpdateError in the
+    child is raised here as the same class with message and hint; any other end without a result is a
+    TransferError. `wait` may serve other descriptors meanwhile. If it or `answer` raises, the child is ended
+    first. The child dies with this process. Call it from the main thread, while there is no other.
+    """
+    up_read, up_write = os.pipe2(os.O_CLOEXEC)
+    down_read, down_write = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
+    _flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(up_read)
+            os.close(down_write)
+            code = _in_child(work, Channel(down_read, up_write), parent, log)
+        finally:
+            os._exit(code)  # never back into the parent's stack
+    os.close(up_write)
+    os.close(down_read)
+    child = _Child(pid, up_read, down_write)
+    try:
+        while True:
+            if wait([child.read_fd], None) and not child.receive(answer):
+                break
+        code = child.reap()
+    finally:
+        child.close()
+    if child.outcome is None:
+        raise _death(code, what)
+    if "error" in child.outcome:
+        _raise_again(child.outcome)
+    return child.outcome["result"]

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to servers: URL, TLS settings, proxy, errors in words. Only imported in a child process."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import ssl
+import time
+import urllib.parse
+
+from update_agent import __version__
+from update_agent.errors import ServerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from update_agent.config import Config
+
+STALL_TIMEOUT_S = 300.0
+# Servers and log filters made for the reference look at the first product: we speak its API as of 5.0.
+USER_AGENT = f"Mender/5.0.0 meta-update/{__version__}"
+
+# What can go wrong with a connection. HTTPException: the peer spoke something else, or ended too early.
+ERRORS = (OSError, http.client.HTTPException)
+
+_NOT_YET_VALID, _EXPIRED, _HOSTNAME = 9, 10, 62  # X509_V_ERR_…
+_UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
+
+
+class Url:
+    """An http or https URL, taken apart for a request. Raises ServerError for anything else."""
+
+    __slots__ = ("host", "is_tls", "port", "target", "text")
+
+    def __init__(self, text: str) -> None:
+        try:
+            parts = urllib.parse.urlsplit(text)
+            port = parts.port
+        except ValueError as error:
+            raise ServerError(f"{without_query(text)!r} is not a URL: {error}") from error
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ServerError(f"{without_query(text)!r} is not an http:// or https:// URL")
+        self.text = text
+        self.is_tls = parts.scheme == "https"
+        self.host = parts.hostname
+        self.port = port or (443 if self.is_tls else 80)
+        path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        # As given, apart from characters that must not occur in a request line.
+        self.target = urllib.parse.quote(path, safe="!#$%&'()*+,/:;=?@[]~|{}^\\")
+
+    @property
+    def authority(self) -> str:
+        """Host and port as in the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        is_default = self.port == (443 if self.is_tls else 80)
+        return host if is_default else f"{host}:{self.port}"
+
+
+def without_query(url: str) -> str:
+    """The URL for log lines: queries and user parts carry secrets (signed links)."""
+    scheme, separator, rest = url.partition("://")
+    rest = rest.partition("?")[0].partition("#")[0]
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def join(server: str, path: str) -> str:
+    """Server URL and path with exactly one `/` between; the server URL may have a path of its own."""
+    return f"{server.rstrip('/')}/{path.lstrip('/')}"
+
+
+# Proxies (config.md section 5)
+
+
+def is_excluded(url: Url, no_proxy: str) -> bool:
+    """Whether `no_proxy` (separated by blanks or commas) names the host.
+
+    `.example.com` stands for all hosts below it, `*` for all; anything else is a whole host, or host:port.
+    """
+    host = url.host.lower()
+    for entry in no_proxy.replace(",", " ").lower().split():
+        if entry in {"*", host, f"[{host}]", f"{host}:{url.port}", f"[{host}]:{url.port}"}:
+            return True
+        if entry.startswith(".") and host.endswith(entry) and host != entry:
+            return True
+    return False
+
+
+def proxy_for(url: Url, environ: Mapping[str, str]) -> urllib.parse.SplitResult | None:
+    """The proxy to use, from the environment; None for a direct connection. Raises ServerError."""
+    scheme = "https" if url.is_tls else "http"
+    text = environ.get(f"{scheme}_proxy") or ""
+    if not text:
+        text = environ.get(f"{scheme.upper()}_PROXY") or ""
+        if text and scheme == "http" and "REQUEST_METHOD" in environ:
+            raise ServerError(
+                "HTTP_PROXY is not used while REQUEST_METHOD is set", hint="set http_proxy instead"
+            )
+    if not text or is_excluded(url, environ.get("no_proxy") or environ.get("NO_PROXY") or ""):
+        return None
+    parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme != "http" or not parts.hostname or port == -1:
+        shown = without_query(text)
+        raise ServerError(f"{scheme}_proxy names {shown}, which cannot be used", hint="use http://host:port")
+    return parts
+
+
+def _proxy_headers(proxy: urllib.parse.SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+
+
+# TLS
+
+
+def tls_context(config: Config) -> ssl.SSLContext:
+    """System trust store plus ServerCertificate, SkipVerify, client certificate. Raises ServerError."""
+    context = ssl.create_default_context()
+    # As the reference does: a trusted certificate need not be self-signed, and old private CAs lack
+    # extensions that Python 3.13 asks for by default.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if config.server_certificate:
+        try:
+            context.load_verify_locations(cafile=config.server_certificate)
+        except (OSError, ssl.SSLError) as error:
+            raise ServerError(
+                f"cannot use ServerCertificate {config.server_certificate}: {error.strerror or error}",
+                hint="it must be a file with PEM certificates",
+            ) from error
+    if config.skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if config.https_client_certificate:
+        _load_client_certificate(context, config)
+    return context
+
+
+def _load_client_certificate(context: ssl.SSLContext, config: Config) -> None:
+    certificate, key = config.https_client_certificate, config.https_client_key
+    if config.https_client_engine or key.startswith("pkcs11:"):
+        raise ServerError(
+            "HttpsClient.Key in a hardware module is not supported for TLS",
+            hint="name a PEM file; Security.AuthPrivateKey may stay in the module",
+        )
+
+    def no_passphrase() -> str:
+        raise ServerError(f"HttpsClient.Key {key} is encrypted", hint="use a key without passphrase")
+
+    try:
+        context.load_cert_chain(certificate, key or None, password=no_passphrase)
+    except (OSError, ssl.SSLError) as error:
+        raise ServerError(
+            f"cannot use HttpsClient.Certificate {certificate} with HttpsClient.Key {key}: "
+            f"{error.strerror or error}",
+            hint="both must be PEM files that belong together",
+        ) from error
+
+
+# Requests
+
+
+class Connector:
+    """Opens connections with the device's TLS settings and proxies. One per child process."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str] | None = None) -> None:
+        self._config = config
+        self._environ = os.environ if environ is None else environ
+        self._context: ssl.SSLContext | None = None
+
+    def send(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        timeout_s: float = STALL_TIMEOUT_S,
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send one request and return the connection (to be closed by the caller) and the answer's start.
+
+        Raises one of ERRORS when the connection breaks or cannot be made, ServerError for bad settings.
+        """
+        proxy = proxy_for(url, self._environ)
+        host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (url.host, url.port)
+        connection: http.client.HTTPConnection
+        target, all_headers = url.target, {"Host": url.authority, "User-Agent": USER_AGENT, **headers}
+        if url.is_tls:
+            if self._context is None:
+                self._context = tls_context(self._config)
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context)
+            if proxy:
+                connection.set_tunnel(url.host, url.port, _proxy_headers(proxy))
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+            if proxy:
+                target = f"http://{url.authority}{url.target}"
+                all_headers.update(_proxy_headers(proxy))
+        try:
+            connection.request(method, target, body, all_headers)
+            return connection, connection.getresponse()
+        except BaseException:
+            connection.close()
+            raise
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    """What happened and what to try, in words, for one of ERRORS."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = f"the server's certificate is refused: {error.verify_message}"
+        now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        code = error.verify_code
+        if code == _NOT_YET_VALID:
+            return reason, f"this device's clock says {now}: is it set yet?"
+        if code == _EXPIRED:
+            return reason, f"or this device's clock is wrong: it says {now}"
+        if code == _HOSTNAME:
+            return reason, "the server's address in mender.conf must be one the certificate names"
+        if code in _UNKNOWN_ISSUER:
+            return reason, "ServerCertificate in mender.conf must name the certificate of the issuer"
+        return reason, ""
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or error}", ""
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "no data came for too long", ""
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection ended early", ""
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "the server closed the connection without an answer", ""
+    if isinstance(error, http.client.HTTPException):
+        return f"the answer is not HTTP ({type(error).__name__})", ""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text), ""
