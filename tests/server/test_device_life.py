@@ -209,6 +209,17 @@ def test_a_new_key_needs_a_new_decision(strict_server: ThreadServer) -> None:
     assert device.authorize().status_code == 200
 
 
+def test_a_bench_board_that_is_reset_comes_back(device: FakeDevice, management: Management) -> None:
+    first_key = device.key
+    device.key = make_key("ed25519")
+    assert device.authorize().status_code == 200
+    device.key = first_key
+    assert device.authorize().status_code == 200
+    assert device.poll().status_code == 204
+    keys = management.known_devices()[0]["auth_sets"]
+    assert sorted(key["status"] for key in keys) == ["accepted", "pending"]
+
+
 @pytest.mark.parametrize("kind", KEY_KINDS)
 def test_wrong_signature(server: ThreadServer, kind: str) -> None:
     device = FakeDevice(server.url, "52:54:00:00:00:01", kind)

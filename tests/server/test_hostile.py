@@ -13,6 +13,7 @@ import pytest
 from tests.server.conftest import ThreadServer
 from tests.server.fake_device import DEPLOYMENTS, DEPLOYMENTS_V2, FakeDevice, sign
 
+from update_tools.server import bodies
 from update_tools.server.client import Management
 from update_tools.server.tokens import Signer
 
@@ -289,6 +290,17 @@ def test_an_oversized_body_is_refused_before_it_is_sent(device: FakeDevice, serv
             "Content-Length: 99999999999\r\n\r\n[".encode()
         )
         assert line.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_sender_that_falls_asleep(
+    device: FakeDevice, server: ThreadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "STALL_S", 0.2)
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as line:
+        head = f"PUT {INVENTORY} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {device.token}\r\n"
+        line.sendall(f"{head}Content-Length: 100\r\n\r\n[".encode())
+        assert line.recv(4096).startswith(b"HTTP/1.1 408 ")
 
 
 def test_endless_chunks(device: FakeDevice) -> None:

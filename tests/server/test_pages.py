@@ -219,3 +219,10 @@ def test_everything_comes_from_this_server(
         assert answer.status_code == 200
         assert "url(" not in answer.text
         assert "@import" not in answer.text
+
+
+def test_the_api_describes_itself(browser: Browser) -> None:
+    paths = browser.http.get("/api/openapi.json").json()["paths"]
+    assert "patch" in paths["/api/management/v1/deployments/deployments/{deployment_id}"]
+    assert "/api/devices/v2/deployments/device/deployments/next" in paths
+    assert not any(path.startswith("/deployments") for path in paths), "pages are not an API"

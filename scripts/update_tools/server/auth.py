@@ -69,7 +69,7 @@ def authorize(session: Session, request: AuthRequest, *, auto_accept: bool) -> D
     """Record the device and its key and return the key, whatever its status is.
 
     With `auto_accept` a new key takes the place of the old one, as a bench board with a fresh data partition
-    needs it; a rejected key stays rejected.
+    needs it; a key that a person rejected stays rejected.
     """
     device = session.scalar(select(Device).where(Device.identity == request.identity))
     if device is None:
@@ -145,7 +145,7 @@ def identify(session: Session, signer: Signer, authorization: str) -> Device:
 def _accept(key: DeviceKey) -> None:
     for other in key.device.keys:
         if other.status == "accepted":
-            other.status = "rejected"
+            other.status = "pending"  # not rejected: a bench board comes back with it after a reset
     key.status = "accepted"
 
 

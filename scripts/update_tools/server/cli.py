@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +15,8 @@ import typer
 
 from update_agent.errors import UpdateError
 from update_tools.server.settings import Settings, is_loopback
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,6 +43,7 @@ def server(
         bool, typer.Option("--insecure-no-login", help="Let everyone who reaches the address manage updates.")
     ] = False,
     ready_fd: Annotated[int, typer.Option(hidden=True, help="Write the address here once listening.")] = -1,
+    parent: Annotated[int, typer.Option(hidden=True, help="Process to end with.")] = 0,
 ) -> None:
     """Run the control server: device API, management API and page in one process.
 
@@ -56,6 +61,8 @@ def server(
         )
     if public_url and not public_url.startswith(("http://", "https://")):
         raise UpdateError(f"--public-url {public_url!r} is not an http or https address")
+    if parent:
+        _end_with(parent)
     import uvicorn
 
     from update_tools.server.app import create_app
@@ -81,6 +88,13 @@ def server(
         limit_concurrency=4000,
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _end_with(parent: int) -> None:
+    """Be told to stop when the process that started us is gone, however it went."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0 or os.getppid() != parent:
+        raise UpdateError("the process that wanted this server is gone")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -195,7 +195,11 @@ class Database:
     """Sessions on one SQLite file. `read()` sees a snapshot; `write()` is alone from its start."""
 
     def __init__(self, path: Path) -> None:
-        self.engine: Engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30.0})
+        self.engine: Engine = create_engine(
+            f"sqlite:///{path}",
+            connect_args={"timeout": 30.0},
+            pool_size=48,  # more than the web framework has threads: nobody waits for a connection
+        )
         event.listen(self.engine, "connect", _on_connect)
         event.listen(self.engine, "begin", _on_begin)
         self._readers = sessionmaker(self.engine, expire_on_commit=False)

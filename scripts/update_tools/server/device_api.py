@@ -193,7 +193,8 @@ def _attributes(body: Any) -> list[dict[str, Any]]:
     return list(attributes.values())
 
 
-@downloads.api_route("/{artifact_id}/download", methods=["GET", "HEAD"])
+@downloads.get("/{artifact_id}/download")
+@downloads.head("/{artifact_id}/download", include_in_schema=False)
 def download(request: Request, artifact_id: str, expires: str = "", signature: str = "") -> FileResponse:
     """The artifact's bytes, by signed link and without a token; Range works as in RFC 9110."""
     house = house_of(request)

@@ -74,13 +74,19 @@ def start(
     host: str = "127.0.0.1",
     auto_accept: bool = False,
     public_url: str = "",
+    outlives_us: bool = False,
 ) -> Server:
-    """Start a server and return when it listens. Raises UpdateError with the end of its log."""
+    """Start a server and return when it listens. Raises UpdateError with the end of its log.
+
+    It ends with the thread that called this, unless `outlives_us`.
+    """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = data_dir / "server.log"
     reading, writing = os.pipe()
     argv = [sys.executable, "-m", "update_tools.server", "--host", host, "--port", str(port)]
     argv += ["--data", str(data_dir), "--ready-fd", str(writing)]
+    if not outlives_us:
+        argv += ["--parent", str(os.getpid())]
     if auto_accept:
         argv.append("--auto-accept")
     if public_url:

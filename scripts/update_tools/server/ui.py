@@ -3,24 +3,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Mapping
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 from starlette.concurrency import run_in_threadpool
 
-from update_tools.server import auth, rollout, services, uploads
+from update_tools.server import auth, render, rollout, services, uploads
 from update_tools.server.bodies import read_limited
 from update_tools.server.db import Artifact, Deployment, Device, Event, Part, now
 from update_tools.server.device_api import house_of
@@ -150,7 +145,7 @@ def device_in_deployment(request: Request, deployment_id: str, device_id: str, q
     """One device in a deployment: what it reported and when, and its log."""
     with house_of(request).db.read() as session:
         part = services.part_of(session, deployment_id, device_id)
-        lines = None if part.log is None else _log_lines(part.log, q)
+        lines = None if part.log is None else render.log_lines(part.log, q)
         is_committing = device_id in _rebooted(session, deployment_id)
         return _page(
             request,
@@ -159,7 +154,7 @@ def device_in_deployment(request: Request, deployment_id: str, device_id: str, q
             device=part.device,
             entry=part.deployment,
             shown=_shown_status(part.status, is_committing),
-            timeline=_timeline(services.events(session, deployment_id, device_id)),
+            timeline=render.timeline(services.events(session, deployment_id, device_id)),
             lines=lines,
             total=len(part.log or ()),
             q=q,
@@ -257,7 +252,7 @@ def _page(request: Request, template: str, *, code: int = 200, refresh: int = 0,
         nonce = secrets.token_urlsafe(16)
     token = house_of(request).signer.sign("form", nonce)
     moment = now()
-    text = TEMPLATES.get_template(template).render(
+    text = render.TEMPLATES.get_template(template).render(
         values, token=token, refresh=refresh, now=moment, path=request.url.path, rollout=rollout
     )
     response = HTMLResponse(text, status_code=code, headers={"cache-control": "no-store"})
@@ -350,86 +345,3 @@ def _bar(
         }
         bar.append({"phase": point.phase, "inside": inside[point.phase], "gate": gate})
     return bar
-
-
-def _timeline(events: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for event in events:
-        seconds = (event.at - rows[-1]["event"].at).total_seconds() if rows else None
-        rows.append({"event": event, "after": None if seconds is None else _span(seconds)})
-    return rows
-
-
-def _log_lines(messages: list[dict[str, Any]], query: str) -> list[dict[str, Any]]:
-    lines = []
-    for number, entry in enumerate(messages, 1):
-        text = entry["message"]
-        if query and query.lower() not in f"{entry['level']} {text}".lower():
-            continue
-        lines.append(
-            {
-                "number": number,
-                "at": entry["timestamp"],
-                "level": entry["level"].lower(),
-                "text": _mark(text, query),
-            }
-        )
-    return lines
-
-
-def _mark(text: str, query: str) -> Markup:
-    if not query:
-        return escape(text)
-    pieces = re.split(f"({re.escape(query)})", text, flags=re.IGNORECASE)
-    return Markup("").join(
-        Markup("<mark>{}</mark>").format(piece) if index % 2 else escape(piece)
-        for index, piece in enumerate(pieces)
-    )
-
-
-def _span(seconds: float) -> str:
-    """A length of time for people: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
-    if seconds < 10:
-        return f"{max(seconds, 0):.1f} s"
-    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
-
-
-def _ago(moment: datetime | None, at: datetime) -> str:
-    return "never" if moment is None else _span(max((at - moment).total_seconds(), 0))
-
-
-def _clock(moment: datetime | None) -> Markup:
-    if moment is None:
-        return Markup("never")
-    return Markup('<time datetime="{}">{}</time>').format(
-        moment.isoformat(), moment.strftime("%Y-%m-%d %H:%M:%S UTC")
-    )
-
-
-def _identity(text: str) -> str:
-    """A device's identity for people: `52:54:00:00:00:01` if it is all there is, else `mac=… serial=…`."""
-    value = json.loads(text)
-    words = {name: ", ".join(entry) if isinstance(entry, list) else entry for name, entry in value.items()}
-    if len(words) == 1:
-        return str(next(iter(words.values())))
-    return " ".join(f"{name}={word}" for name, word in words.items())
-
-
-def _size(size_bytes: int) -> str:
-    for limit, shift, unit in ((1 << 20, 10, "KiB"), (1 << 30, 20, "MiB")):
-        if size_bytes < limit:
-            return f"{size_bytes / (1 << shift):.1f} {unit}"
-    return f"{size_bytes / (1 << 30):.2f} GiB"
-
-
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-TEMPLATES.filters.update(ago=_ago, clock=_clock, size=_size, identity=_identity)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server process that is killed keeps everything it acknowledged."""
+"""The server as a process: killed, it keeps what it acknowledged; full disks and large files do no harm."""
 
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -104,6 +105,22 @@ def test_help_says_where_it_listens() -> None:
     assert "--insecure-no-login" in text
 
 
+def test_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, sys; from update_tools.server.run import start;"
+        "print(start(pathlib.Path(sys.argv[1])).pid, flush=True); os._exit(0)"
+    )
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    argv = [sys.executable, "-c", program, str(tmp_path / "data")]
+    pid = int(subprocess.run(argv, capture_output=True, check=True, env=environment, timeout=60).stdout)
+    try:
+        watched = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return  # already gone
+    assert select.select([watched], [], [], 30)[0], "the server is still there"
+    os.close(watched)
+
+
 def test_stops_in_good_order(tmp_path: Path) -> None:
     server = start(tmp_path)
     server.stop()
@@ -128,6 +145,34 @@ def test_disk_full(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
         finally:
             subprocess.run(["umount", incoming], check=True)
     assert os.listdir(tmp_path / "data" / "artifacts") == []
+
+
+def test_a_large_artifact_is_never_in_memory(tmp_path: Path) -> None:
+    if shutil.which("mender-artifact") is None:
+        pytest.skip("mender-artifact is missing (Debian package mender-artifact)")
+    image, artifact = tmp_path / "image", tmp_path / "large.mender"
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    argv = ["mender-artifact", "--compression", "none", "write", "rootfs-image", "--no-progress"]
+    argv += ["-t", "virt64", "-n", "large", "-f", str(image), "-o", str(artifact)]
+    subprocess.run(argv, check=True, capture_output=True)
+    with start(tmp_path / "data", auto_accept=True) as server:
+        management = Management(server.url)
+        before = _peak_kib(server.pid)
+        management.upload(artifact)
+        device = FakeDevice(server.url, "52:54:00:00:00:01")
+        device.authorize()
+        management.deploy("large", "large")
+        link = device.poll().json()["artifact"]["source"]["uri"]
+        with device.http.stream("GET", link) as answer:
+            received = sum(len(chunk) for chunk in answer.iter_raw())
+        assert received == artifact.stat().st_size
+        assert _peak_kib(server.pid) - before < 64 << 10
+
+
+def _peak_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _mount(folder: Path) -> int:
