@@ -119,12 +119,7 @@ class Apt:
         """Package files of these packages and all that they depend on; only what is missing is fetched."""
         with cache.lock(f"apt-{self.arch}"):
             self.prepare()
-            words = ["install", "--print-uris", "--yes", "-q", *packages]
-            names = re.findall(r"^'\S+' (\S+\.deb) ", self._apt("apt-get", *words), re.MULTILINE)
-            # What is there already is not printed.
-            fetch = ["install", "--download-only", "--yes", "-q", *packages]
-            if names:
-                self._again(fetch)
+            self._again(["install", "--download-only", "--yes", "-q", *packages])
             plan = self._apt("apt-get", "install", "--simulate", "--yes", "-q", *packages)
             chosen = re.findall(r"^Inst (\S+) \((\S+) .*?\[(\w+)\]\)", plan, re.MULTILINE)
             archives = self._dir / "archives"

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+#
+# For recipes that write a machine's facts into a file: fills @@NAME@@ from the variable NAME.
+#
+#     inherit update-template
+#     SRC_URI = "file://fw_env.config.in"
+#     UPDATE_TEMPLATES = "fw_env.config.in:fw_env.config"
+#
+# do_compile writes ${B}/fw_env.config, and stops at a name that is not set. The recipe is skipped in a build
+# that did not INHERIT += "update".
+
+PACKAGE_ARCH = "${MACHINE_ARCH}"
+INHIBIT_DEFAULT_DEPS = "1"
+S = "${UNPACKDIR}"
+B = "${WORKDIR}/build"
+
+python () {
+    if d.getVar("UPDATE_ENABLED") != "1":
+        raise bb.parse.SkipRecipe('needs INHERIT += "update"')
+    names = sorted(update_layer.layout.documented())
+    d.appendVarFlag("do_compile", "vardeps", " " + " ".join(names + ["UPDATE_TEMPLATES"]))
+}
+
+do_configure[noexec] = "1"
+
+do_compile[cleandirs] = "${B}"
+python do_compile() {
+    for pair in d.getVar("UPDATE_TEMPLATES").split():
+        source, _, target = pair.partition(":")
+        with open(os.path.join(d.getVar("S"), source), encoding="utf-8") as file:
+            text = file.read()
+        try:
+            text = update_layer.template.fill(text, d.getVar, source)
+        except ValueError as error:
+            bb.fatal(str(error))
+        with open(os.path.join(d.getVar("B"), target), "w", encoding="utf-8") as file:
+            file.write(text)
+}

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+SUMMARY = "Over-the-air update agent for devices with two root partitions"
+DESCRIPTION = "Downloads an update as a stream, writes the inactive partition, runs state scripts at every \
+step, pauses where it is told to, reboots, and commits or rolls back. Speaks the Mender device API."
+SECTION = "base"
+LICENSE = "Apache-2.0"
+LIC_FILES_CHKSUM = "file://LICENSE;md5=3b83ef96387f14655fc854ddc3c6bd57"
+
+# The agent stands beside this layer, in the same repository: what was tested together is built together.
+FILESEXTRAPATHS:prepend := "${UPDATE_SOURCEDIR}:"
+SRC_URI = " \
+    file://agent \
+    file://mender-device-identity \
+    file://mender-inventory-update \
+    file://mender-updated.service \
+    file://single-file \
+    file://update-agent.init \
+"
+
+S = "${UNPACKDIR}/agent"
+
+inherit python3native systemd update-rc.d
+
+SYSTEMD_PACKAGES = "${PN}"
+SYSTEMD_SERVICE:${PN} = "mender-updated.service"
+INITSCRIPT_NAME = "update-agent"
+INITSCRIPT_PARAMS = "defaults 95 05"
+
+do_configure[noexec] = "1"
+do_compile[noexec] = "1"
+
+# Byte code alone, without what would differ from build to build: it starts fast on a read-only root and is half
+# the size. A traceback still names file and line; ${PN}-source has the text.
+do_install() {
+    package=${D}${PYTHON_SITEPACKAGES_DIR}/update_agent
+    install -d $package
+    install -m 0644 ${S}/update_agent/*.py $package
+    ${PYTHON} -m compileall -q -b --invalidation-mode unchecked-hash -s ${D} -p / $package
+
+    install -d ${D}${bindir}
+    printf '%s\n' '#!/usr/bin/python3 -I' 'import sys' 'from update_agent.__main__ import main' 'sys.exit(main())' \
+        > ${D}${bindir}/update-agent
+    chmod 0755 ${D}${bindir}/update-agent
+    ln -s update-agent ${D}${bindir}/mender-update
+
+    share=${D}${datadir}/mender
+    install -D -m 0755 ${UNPACKDIR}/mender-device-identity $share/identity/mender-device-identity
+    install -D -m 0755 ${UNPACKDIR}/mender-inventory-update $share/inventory/mender-inventory-update
+    install -D -m 0755 ${UNPACKDIR}/single-file $share/modules/v3/single-file
+
+    if ${@bb.utils.contains('DISTRO_FEATURES', 'systemd', 'true', 'false', d)}; then
+        install -D -m 0644 ${UNPACKDIR}/mender-updated.service ${D}${systemd_system_unitdir}/mender-updated.service
+    else
+        install -D -m 0755 ${UNPACKDIR}/update-agent.init ${D}${sysconfdir}/init.d/update-agent
+    fi
+}
+
+PACKAGES = "${PN}-source ${PN}-dbus ${PN}-modules ${PN}"
+SUMMARY:${PN}-source = "${SUMMARY}: source text"
+SUMMARY:${PN}-dbus = "${SUMMARY}: D-Bus interface"
+SUMMARY:${PN}-modules = "${SUMMARY}: update modules for more than root partitions"
+
+FILES:${PN}-source = "${PYTHON_SITEPACKAGES_DIR}/update_agent/*.py"
+FILES:${PN}-dbus = "${PYTHON_SITEPACKAGES_DIR}/update_agent/bus.pyc"
+FILES:${PN}-modules = "${datadir}/mender/modules"
+FILES:${PN} = " \
+    ${PYTHON_SITEPACKAGES_DIR}/update_agent/*.pyc \
+    ${bindir} \
+    ${datadir}/mender/identity \
+    ${datadir}/mender/inventory \
+    ${sysconfdir}/init.d \
+    ${systemd_system_unitdir} \
+"
+ALLOW_EMPTY:${PN}-dbus = "1"
+
+# Exactly what the modules import: tests/layer/test_imports.py.
+RDEPENDS:${PN} = " \
+    libubootenv-bin \
+    openssl-bin \
+    python3-core \
+    python3-crypt \
+    python3-ctypes \
+    python3-email \
+    python3-fcntl \
+    python3-io \
+    python3-json \
+    python3-netclient \
+    update-agent-conf \
+"
+# Artifacts compressed with zstd; without the library they are refused with a message.
+RRECOMMENDS:${PN} = "libzstd"
+RDEPENDS:${PN}-dbus = "${PN} python3-jeepney"
+RDEPENDS:${PN}-modules = "${PN}"
+RDEPENDS:${PN}-source = "${PN}"
+
+# Both have /usr/bin/mender-update and would drive the same boot variables.
+RCONFLICTS:${PN} = "mender-update mender-client"

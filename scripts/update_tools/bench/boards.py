@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of virtual boards. What differs from board to board is in its row, nowhere else."""
+
+from __future__ import annotations
+
+from .tools import BenchError
+
+
+class Kind:
+    """A kind of board: how its parts are built and how QEMU is started.
+
+    `qemu` words may use {disk}, {uboot}, {mac} and {console} (the name of the character device of the console).
+    """
+
+    __slots__ = (
+        "cross",
+        "deb_arch",
+        "defconfig",
+        "fragments",
+        "kernel_image",
+        "kernel_package",
+        "machine",
+        "modules",
+        "qemu",
+    )
+
+    def __init__(
+        self,
+        *,
+        machine: str,
+        deb_arch: str,
+        cross: str,
+        defconfig: str,
+        fragments: tuple[str, ...],
+        kernel_package: str,
+        kernel_image: str,
+        modules: tuple[str, ...],
+        qemu: tuple[str, ...],
+    ) -> None:
+        self.machine = machine
+        """Name in the layer: conf/update/machine/MACHINE.inc, and the device type."""
+        self.deb_arch = deb_arch
+        self.cross = cross
+        """Prefix of the cross compiler."""
+        self.defconfig = defconfig
+        self.fragments = fragments
+        """U-Boot configuration fragments of the layer, in this order."""
+        self.kernel_package = kernel_package
+        self.kernel_image = kernel_image
+        """Form of the kernel in the slot: "Image", "Image.gz" or "zImage"; its name is the layer's UPDATE_KERNEL."""
+        self.modules = modules
+        """Kernel modules the initramfs loads; what they depend on comes by itself."""
+        self.qemu = qemu
+
+
+BOARDS = {
+    "virt64": Kind(
+        machine="virt64",
+        deb_arch="arm64",
+        cross="aarch64-linux-gnu-",
+        defconfig="qemu_arm64_defconfig",
+        fragments=("update-env.cfg", "update-virt64.cfg"),
+        kernel_package="linux-image-arm64",
+        kernel_image="Image.gz",
+        modules=("sdhci-pci", "mmc_block", "ext4", "virtio_pci", "virtio_net", "virtio_rng"),
+        qemu=(
+            *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-smp", "2"),
+            *("-accel", "tcg,thread=single", "-m", "512", "-bios", "{uboot}", "-serial", "chardev:{console}"),
+            *("-drive", "if=none,id=card,file={disk},format=raw,cache=writethrough"),
+            *("-device", "sdhci-pci", "-device", "sd-card,drive=card"),
+            *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,mac={mac},romfile="),
+            *("-device", "virtio-rng-pci"),
+        ),
+    ),
+}
+
+
+def kind(name: str) -> Kind:
+    """The row of a kind of board. Raises BenchError for an unknown name."""
+    try:
+        return BOARDS[name]
+    except KeyError:
+        raise BenchError(f"no board is called {name}", hint=f"there is {', '.join(BOARDS)}") from None
