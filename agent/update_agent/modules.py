@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from update_agent.loop import Wait
     from update_agent.payload import Header, Tree
     from update_agent.proc import Result
-    from update_agent.slots import Source
+    from update_agent.slot_writer import Source
 
 OUTPUT_PREFIX = "Update Module output (%s): "
 # After SIGTERM at the time limit, before SIGKILL.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from update_agent.config import Config
     from update_agent.log import Log
     from update_agent.loop import Wait
-    from update_agent.slots import Source
+    from update_agent.slot_writer import Source
 
     class RawFile(Protocol):
         """An unbuffered binary file, as `open(path, "rb", buffering=0)` returns it."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 
 from update_agent.errors import BootloaderError, PayloadError
-from update_agent.slots import Pair, Slot, Slots, install
+from update_agent.slot_writer import install
+from update_agent.slots import Pair, Slot, Slots
 from update_agent.store import replace
 
 TYPE_CHECKING = False
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from update_agent.bootloader import Bootloader
     from update_agent.log import Log
     from update_agent.payload import Header, Tree
-    from update_agent.slots import Source
+    from update_agent.slot_writer import Source
 
 VARIABLES = ("mender_boot_part", "upgrade_available", "bootcount", "boot_failure")
 ANSWERS = {"ProvidePayloadFileSizes": "Yes", "NeedsArtifactReboot": "Automatic", "SupportsRollback": "Yes"}
@@ -151,8 +152,8 @@ class RootfsImage:
         original = self._original()
         if original is None or original.number != pair.active.number:
             raise PayloadError(
-                f"cannot switch to {pair.inactive.device} after the pause: {self._tree / 'tmp/orig-part'} does "
-                f"not say that {pair.active.device} was active when the update was installed"
+                f"cannot switch to {pair.inactive.device} after the pause: {self._tree / 'tmp/orig-part'} "
+                f"does not say that {pair.active.device} was active when the update was installed"
             )
         self._flip(pair)
 

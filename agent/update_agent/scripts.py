@@ -204,7 +204,7 @@ def _run_script(path: str, env: Mapping[str, str], config: Config, log: Log, wai
 
 def _window_error(path: str, config: Config) -> ScriptError:
     return ScriptError(
-        f"state script {path} wanted to be run again later for {config.script_retry_timeout_s} s, long enough",
+        f"state script {path} wanted another run for {config.script_retry_timeout_s} s, that is long enough",
         hint="StateScriptRetryTimeoutSeconds is the limit",
     )
 

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-    from update_agent.slots import Source
+    from update_agent.slot_writer import Source
 
     # What the conversation waits for: a descriptor and the poll event on it.
     Wanted = tuple[int, int]
