@@ -240,3 +240,10 @@ def test_key_order_of_the_identity_makes_no_second_device(server: ThreadServer) 
     device.identity = '{ "serial": "2", "mac": "1" }'
     device.authorize()
     assert len(Management(server.url).known_devices()) == 1
+
+
+def test_an_identity_with_half_a_surrogate(server: ThreadServer) -> None:
+    device = FakeDevice(server.url, "52:54:00:00:00:01")
+    device.identity = r'{"mac":"1","serial":"\udcff"}'
+    assert device.authorize().status_code == 200
+    assert "?" in Management(server.url).known_devices()[0]["identity_data"]

@@ -171,7 +171,13 @@ def test_header_rules(tmp_path: Path, change: dict[str, object], reason: str) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["scripts/../../x", "scripts/Download_Enter_00", "scripts/ArtifactCommit_Enter_1"]
+    "name",
+    [
+        "scripts/../../x",
+        "scripts/Download_Enter_00",
+        "scripts/ArtifactCommit_Enter_1",
+        "scripts/ArtifactCommit_Enter_10_\udcff",
+    ],
 )
 def test_script_names(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.mender"

@@ -152,7 +152,7 @@ class _Walk:
             seen.add(member.name)
             if member.name.startswith("scripts/"):
                 script = member.name.removeprefix("scripts/")
-                if not SCRIPT_NAME.match(script) or "/" in script:
+                if not SCRIPT_NAME.match(script) or "/" in script or not script.isprintable():
                     raise Unprocessable(f"{script!r} is not the name of a state script")
                 self.info.scripts.append(script)
                 continue

@@ -152,9 +152,9 @@ def _accept(key: DeviceKey) -> None:
 def _normal_identity(text: str) -> str:
     """The identity with sorted keys, so that the order on the wire makes no second device."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("id_data is not JSON") from error
+        value = parse_json(text.encode())
+    except BadRequest as error:
+        raise BadRequest(f"id_data: {error.message}") from error
     if not isinstance(value, dict) or not value:
         raise BadRequest("id_data must hold a JSON object with at least one entry")
     for name, entry in value.items():

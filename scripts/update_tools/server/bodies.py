@@ -64,10 +64,15 @@ async def read_json(request: Request, limit_bytes: int) -> Any:
 
 
 def parse_json(body: bytes) -> Any:
-    """Strict JSON in UTF-8: no NaN, no half surrogates, no endless nesting. Raises BadRequest."""
+    """Strict JSON in UTF-8: no NaN, no endless nesting. Raises BadRequest.
+
+    Half a surrogate pair becomes `?`: it cannot be stored, but it comes from a script's broken output, and a
+    device whose report is refused for it would never be able to say that it failed.
+    """
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be stored
+        if b"\\ud" in body.lower():
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except UnicodeError as error:
         raise BadRequest("the body is not UTF-8 text") from error
     except RecursionError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import ipaddress
+import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ from update_agent.errors import UpdateError
 from update_tools.server.db import Artifact, Database
 from update_tools.server.faults import Forbidden
 from update_tools.server.tokens import Signer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,13 @@ class House:
 
     def _sweep(self) -> None:
         """Remove uploads that a killed process never acknowledged."""
-        for left_over in self.incoming.iterdir():
-            left_over.unlink()
+        left_overs = list(self.incoming.iterdir())
         with self.db.read() as session:
             known = set(session.scalars(select(Artifact.id)))
-        for file in self.artifacts.iterdir():
-            if file.stem not in known:
-                file.unlink()
+        left_overs += [file for file in self.artifacts.iterdir() if file.stem not in known]
+        for file in left_overs:
+            log.warning("removing %s: an upload that was never finished", file)
+            file.unlink()
 
     def artifact_path(self, artifact_id: str) -> Path:
         """Where an artifact's file lies; ids are our own UUIDs, never a client's text."""
