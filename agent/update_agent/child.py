@@ -92,6 +92,26 @@ def _settle(parent: int) -> None:
         os._exit(1)
 
 
+def _kill_programs() -> None:
+    """Kill the programs this process started, with their groups.
+
+    `proc.run` does that while unwinding, but the signal may come between the start and its `try`.
+    """
+    own_pid = os.getpid()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                _state, parent, group = file.read().rpartition(b")")[2].split()[:3]
+            if int(parent) == own_pid:
+                os.kill(int(name), signal.SIGKILL)
+                if int(group) == int(name):
+                    os.killpg(int(group), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue  # it ended meanwhile
+
+
 def _error_document(error: UpdateError) -> dict[str, object]:
     names = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, UpdateError)]
     return {"error": names, "message": error.message, "hint": error.hint}
@@ -104,6 +124,7 @@ def _in_child(work: Callable[[Channel], object], channel: Channel, parent: int, 
         channel._write({"result": work(channel)})
         return 0
     except _Stop:
+        _kill_programs()
         return 1
     except BrokenPipeError:
         return 1  # the parent is gone or gave up

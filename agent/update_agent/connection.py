@@ -26,8 +26,9 @@ USER_AGENT = f"Mender/5.0.0 meta-update/{__version__}"
 # What can go wrong with a connection. HTTPException: the peer spoke something else, or ended too early.
 ERRORS = (OSError, http.client.HTTPException)
 
-_NOT_YET_VALID, _EXPIRED, _HOSTNAME = 9, 10, 62  # X509_V_ERR_…
+_NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_…
 _UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
+_OTHER_NAME = {62, 64}
 
 
 class Url:
@@ -223,7 +224,7 @@ def explain(error: Exception) -> tuple[str, str]:
             return reason, f"this device's clock says {now}: is it set yet?"
         if code == _EXPIRED:
             return reason, f"or this device's clock is wrong: it says {now}"
-        if code == _HOSTNAME:
+        if code in _OTHER_NAME:
             return reason, "the server's address in mender.conf must be one the certificate names"
         if code in _UNKNOWN_ISSUER:
             return reason, "ServerCertificate in mender.conf must name the certificate of the issuer"

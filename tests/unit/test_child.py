@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from update_agent import child
+from update_agent.config import TierError
+from update_agent.errors import ArtifactError, ConfigError, TransferError
+from update_agent.log import Log
+from update_agent.loop import Loop, plain_wait
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log(stream=io.StringIO())
+
+
+def no_children() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    return False
+
+
+def test_the_result_comes_back_and_the_child_was_another_process(log: Log) -> None:
+    result = child.run(lambda _: {"pid": os.getpid(), "text": "ä" * 200_000}, log=log)
+    assert isinstance(result, dict)
+    assert result["pid"] != os.getpid()
+    assert result["text"] == "ä" * 200_000
+    assert no_children()
+
+
+def test_messages_and_questions(log: Log) -> None:
+    heard: list[dict[str, object]] = []
+
+    def answer(message: dict[str, object]) -> dict[str, object] | None:
+        heard.append(message)
+        return {"double": int(str(message["number"])) * 2} if "number" in message else None
+
+    def work(channel: child.Channel) -> object:
+        channel.send({"progress": 1})
+        return [channel.ask({"number": 21}), channel.ask({"other": True})]
+
+    assert child.run(work, answer=answer, log=log) == [{"double": 42}, {}]
+    assert heard == [{"progress": 1}, {"number": 21}, {"other": True}]
+
+
+def test_an_error_is_raised_again_with_its_class_message_and_hint(log: Log) -> None:
+    def work(_: child.Channel) -> object:
+        raise ArtifactError("bad checksum", hint="copy it again")
+
+    with pytest.raises(ArtifactError) as caught:
+        child.run(work, log=log)
+    assert (caught.value.message, caught.value.hint) == ("bad checksum", "copy it again")
+
+
+def test_an_error_class_of_another_module_comes_back_as_its_base(log: Log) -> None:
+    def work(_: child.Channel) -> object:
+        raise TierError("no such tier")
+
+    with pytest.raises(ConfigError, match="no such tier"):
+        child.run(work, log=log)
+
+
+def test_a_bug_is_logged_with_its_traceback_and_does_not_look_like_success() -> None:
+    stream = os.memfd_create("log")
+
+    def work(_: child.Channel) -> object:
+        return {}["missing"]  # type: ignore[index]
+
+    with open(stream, "w+", encoding="utf-8") as file:
+        with pytest.raises(TransferError, match="KeyError"):
+            child.run(work, log=Log(stream=file))
+        file.seek(0)
+        assert "Traceback" in file.read()
+
+
+def test_a_killed_child_is_explained(log: Log) -> None:
+    def work(_: child.Channel) -> object:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+    with pytest.raises(TransferError, match=r"signal 9.*memory"):
+        child.run(work, log=log, what="the download")
+    assert no_children()
+
+
+def test_leaving_the_child_by_sys_exit_does_not_run_the_parents_code_twice(log: Log) -> None:
+    def work(_: child.Channel) -> object:
+        sys.exit(0)
+
+    before = os.getpid()
+    with pytest.raises(TransferError):
+        child.run(work, log=log)
+    assert os.getpid() == before
+
+
+def test_an_error_in_the_parent_ends_the_child_and_its_program(log: Log) -> None:
+    """The program's own end of a pipe closes only when it is dead."""
+    read_fd, write_fd = os.pipe()
+
+    def work(channel: child.Channel) -> object:
+        os.close(read_fd)
+        os.set_inheritable(write_fd, True)
+        channel.send({"started": True})
+        from update_agent import proc
+
+        proc.run(["sleep", "600"], timeout_s=600)
+        return None
+
+    def answer(_: dict[str, object]) -> None:
+        raise InterruptedError("the parent has other plans")
+
+    with pytest.raises(InterruptedError):
+        child.run(work, answer=answer, log=log)
+    os.close(write_fd)
+    assert plain_wait([read_fd], time.monotonic() + 30) == [read_fd]
+    assert os.read(read_fd, 1) == b""
+    os.close(read_fd)
+    assert no_children()
+
+
+def test_the_childs_signals_are_its_own(log: Log) -> None:
+    def handler(_number: int, _frame: object) -> None:
+        raise AssertionError("the parent's handler ran in the child")
+
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
+    old = signal.signal(signal.SIGUSR1, handler)
+    old_wakeup = signal.set_wakeup_fd(write_fd)
+    try:
+
+        def work(_: child.Channel) -> object:
+            return [signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL, signal.set_wakeup_fd(-1)]
+
+        assert child.run(work, log=log) == [True, -1]
+        assert signal.getsignal(signal.SIGUSR1) is handler
+    finally:
+        signal.set_wakeup_fd(old_wakeup)
+        signal.signal(signal.SIGUSR1, old)
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+def test_other_descriptors_are_served_while_the_child_works(log: Log) -> None:
+    """The child ends only after the parent has served a descriptor that the child makes readable."""
+    loop = Loop()
+    to_parent, from_child = os.pipe()
+    to_child, from_parent = os.pipe()
+
+    def served() -> None:
+        os.read(to_parent, 1)
+        os.write(from_parent, b"x")
+
+    loop.watch(to_parent, served)
+
+    def work(_: child.Channel) -> object:
+        os.write(from_child, b"x")
+        return os.read(to_child, 1).decode()
+
+    assert child.run(work, log=log, wait=loop.wait) == "x"
+    for fd in (to_parent, from_child, to_child, from_parent):
+        os.close(fd)
+
+
+def test_the_child_dies_with_its_parent(log: Log) -> None:
+    read_fd, write_fd = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        os.close(read_fd)
+
+        def work(channel: child.Channel) -> object:
+            channel.send({"started": True})
+            signal.pause()
+            return None
+
+        def answer(_: dict[str, object]) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        child.run(work, answer=answer, log=log)
+        os._exit(1)
+    os.close(write_fd)
+    assert os.waitpid(middle, 0)[1] == signal.SIGKILL
+    assert plain_wait([read_fd], time.monotonic() + 30) == [read_fd]  # the grandchild held the last write end
+    os.close(read_fd)
+
+
+def test_the_resident_part_imports_nothing_big() -> None:
+    from update_agent import proc
+
+    code = (
+        "import sys, update_agent.remote, update_agent.backoff; "
+        "print(sorted({'ssl', 'socket', 'http', 'urllib', 'hashlib', 'typing', 'ctypes', 'subprocess', "
+        "'threading', 'dataclasses', 'tempfile'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": "agent"}
+    argv = [sys.executable, "-S", "-c", code]
+    result, stdout, stderr = proc.output(argv, timeout_s=60, env=environment)
+    assert result.ok, stderr
+    assert stdout.strip() == b"[]"

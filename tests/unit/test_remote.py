@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.unit import peer as peers
+from tests.unit.peer import Answer, Peer, Request
+from tests.unit.test_server import DEPLOYMENT, answer, make_config
+
+from update_agent.config import Config
+from update_agent.log import Log
+from update_agent.loop import Loop
+from update_agent.remote import Remote
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    with peers.serving() as peer:
+        yield peer
+
+
+class Server:
+    """Gives a token at each authorization and otherwise what `answers` has."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.tokens = 0
+        self.answers: list[Answer] = []
+        peer.respond = self.respond
+
+    def respond(self, request: Request) -> Answer:
+        if request.path.endswith("auth_requests"):
+            self.tokens += 1
+            return Answer(200, f"token-{self.tokens}".encode())
+        return self.answers.pop(0) if self.answers else Answer(200 if "inventory" in request.path else 204)
+
+
+@pytest.fixture
+def server(peer: Peer) -> Server:
+    return Server(peer)
+
+
+@pytest.fixture
+def config(peer: Peer, tmp_path: Path) -> Config:
+    return make_config(tmp_path, peer.url)
+
+
+@pytest.fixture
+def remote(config: Config) -> Remote:
+    return Remote(config, Log("debug", stream=io.StringIO()))
+
+
+def paths(peer: Peer) -> list[str]:
+    return [request.path.rpartition("/")[2] for request in peer.requests]
+
+
+def test_the_session_lives_from_one_child_to_the_next(
+    peer: Peer, server: Server, remote: Remote, tmp_path: Path
+) -> None:
+    server.answers = [answer(200, DEPLOYMENT)]
+    reply = remote.poll({"artifact_name": "r1"})
+    assert (reply.kind, reply.value) == ("ok", DEPLOYMENT)
+    assert remote.report("d-1", "downloading").kind == "ok"
+    assert remote.poll({"artifact_name": "r1"}).kind == "nothing"
+    assert paths(peer) == ["auth_requests", "next", "status", "next"]
+    assert (remote.token, remote.server_url) == ("token-1", peer.url)
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"token-1" not in kept
+
+
+def test_a_token_got_on_the_way_is_kept_even_if_the_request_fails(server: Server, remote: Remote) -> None:
+    server.answers = [Answer(500)]
+    assert remote.report("d-1", "downloading").kind == "failed"
+    assert remote.token == "token-1"
+
+
+def test_a_dropped_token_is_fetched_again(peer: Peer, server: Server, remote: Remote) -> None:
+    remote.report("d-1", "downloading")
+    remote.drop_token()
+    remote.report("d-1", "installing")
+    assert paths(peer) == ["auth_requests", "status"] * 2
+    assert remote.token == "token-2"
+
+
+def test_explicit_authorization(server: Server, remote: Remote) -> None:
+    assert remote.authorize().kind == "ok"
+    assert remote.authorize().kind == "ok"
+    assert remote.token == "token-2"
+
+
+def test_no_network_is_a_reply(peer: Peer, remote: Remote, config: Config) -> None:
+    peer.close()
+    for reply in (
+        remote.poll({"artifact_name": "r1"}),
+        remote.report("d-1", "success"),
+        remote.control_map("d-1"),
+        remote.upload_log("d-1", "/nonexistent/log"),
+        remote.inventory(),
+        remote.authorize(),
+    ):
+        assert reply.kind == "failed"
+        assert "refused" in reply.reason or "cannot read" in reply.reason
+    assert remote.token == ""
+
+
+def test_a_broken_device_key_is_a_reply(peer: Peer, server: Server, remote: Remote, config: Config) -> None:
+    Path(config.key_file()).write_text("broken")
+    assert "device key" in remote.poll({"artifact_name": "r1"}).reason
+    assert peer.requests == []
+
+
+def test_retry_after_reaches_the_daemon(server: Server, remote: Remote) -> None:
+    server.answers = [answer(429, Retry_After="7")]
+    assert remote.poll({"artifact_name": "r1"}).retry_after_s == 7.0
+
+
+def test_inventory_is_not_repeated_until_authorized_anew(peer: Peer, server: Server, remote: Remote) -> None:
+    assert [remote.inventory().kind for _ in range(3)] == ["ok"] * 3
+    assert paths(peer) == ["auth_requests", "attributes"]
+    remote.drop_token()
+    assert remote.inventory().kind == "ok"
+    assert paths(peer)[2:] == ["auth_requests", "attributes"]
+
+
+def test_inventory_after_another_request_authorized_anew(peer: Peer, server: Server, remote: Remote) -> None:
+    remote.inventory()
+    server.answers = [Answer(401), Answer(204)]
+    remote.report("d-1", "success")
+    remote.inventory()
+    assert paths(peer)[-1] == "attributes"
+    assert remote.inventory().kind == "ok"
+
+
+def test_a_failed_inventory_is_sent_again(peer: Peer, server: Server, remote: Remote) -> None:
+    server.answers = [Answer(500)]
+    assert [remote.inventory().kind, remote.inventory().kind] == ["failed", "ok"]
+    assert paths(peer).count("attributes") == 2
+
+
+def test_the_daemon_stays_responsive(peer: Peer, server: Server, config: Config) -> None:
+    """The server's answer waits for something the daemon does in a callback during the request."""
+    loop = Loop()
+    read_fd, write_fd = os.pipe()
+    answer_fd, go_fd = os.pipe()
+
+    def respond(request: Request) -> Answer:
+        if not request.path.endswith("status"):
+            return server.respond(request)
+        os.write(write_fd, b"x")
+        os.read(answer_fd, 1)
+        return Answer(204)
+
+    def served() -> None:
+        os.read(read_fd, 1)
+        os.write(go_fd, b"x")
+
+    peer.respond = respond
+    loop.watch(read_fd, served)
+    remote = Remote(config, Log(stream=io.StringIO()), loop.wait)
+    assert remote.report("d-1", "downloading").kind == "ok"
+    for fd in (read_fd, write_fd, answer_fd, go_fd):
+        os.close(fd)
