@@ -45,6 +45,8 @@ class Loop:
 
     def __init__(self) -> None:
         self._callbacks: dict[int, Callable[[], None]] = {}
+        # A forked child that waits with this loop must not take the parent's signals and D-Bus messages.
+        os.register_at_fork(after_in_child=self._callbacks.clear)
         self._woken = False
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:

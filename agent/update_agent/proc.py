@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from update_agent.loop import Wait
 
 _CHUNK = 1 << 16
-# After the program ended, a process it left behind may hold its output open; nobody waits for that one.
 
 
 class Result:
@@ -125,12 +124,15 @@ class _Running:
         return True
 
     def drain(self, on_output: Callable[[str, bytes], None] | None) -> None:
-        """Take what is in the pipes now, without waiting for processes the program left behind."""
+        """Take what is in the pipes now, without waiting for processes the program left behind.
+
+        One read each is all that was there at the end; reading on could follow a chatty one of them forever.
+        """
         for fd in list(self.pipes):
             poller = select.poll()
             poller.register(fd, select.POLLIN)
-            while poller.poll(0) and self.pump(fd, on_output):
-                pass
+            if poller.poll(0):
+                self.pump(fd, on_output)
 
     def close(self) -> None:
         """Reap the program (killing it if it still runs) and close everything."""
@@ -182,7 +184,8 @@ def run(
     try:
         while running.status is None:
             ready = wait([running.pidfd, *running.pipes], deadline)
-            if not ready:
+            # Looked at after every wait: a program that never stops printing has a limit as well.
+            if running.pidfd not in ready and deadline is not None and time.monotonic() >= deadline:
                 timed_out = True
                 if grace_s > 0 and not terminated:
                     running.kill(signal.SIGTERM)
@@ -194,9 +197,9 @@ def run(
                 if fd in running.pipes:
                     running.pump(fd, on_output)
             if running.pidfd in ready:
-                running.status = os.waitpid(running.pid, 0)[1]
                 if timed_out:
                     running.kill(signal.SIGKILL)  # the rest of a group whose leader obeyed SIGTERM
+                running.status = os.waitpid(running.pid, 0)[1]
                 running.drain(on_output)
         code = os.waitstatus_to_exitcode(running.status)
     finally:
@@ -213,6 +216,7 @@ def output(
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
     limit_bytes: int = 1 << 20,
+    grace_s: float = 0.0,
     wait: Wait = plain_wait,
 ) -> tuple[Result, bytes, bytes]:
     """Run a program and return how it ended, its stdout and its stderr, each cut at `limit_bytes`."""
@@ -225,5 +229,14 @@ def output(
             kept[stream].append(chunk[:room])
             sizes[stream] += min(room, len(chunk))
 
-    result = run(argv, timeout_s=timeout_s, cwd=cwd, env=env, on_output=keep, stdin=stdin, wait=wait)
+    result = run(
+        argv,
+        timeout_s=timeout_s,
+        cwd=cwd,
+        env=env,
+        on_output=keep,
+        stdin=stdin,
+        grace_s=grace_s,
+        wait=wait,
+    )
     return result, b"".join(kept["stdout"]), b"".join(kept["stderr"])
