@@ -52,6 +52,8 @@ KEYS: tuple[tuple[str, str, object, str], ...] = (
     ("RootfsPartB", "text", "", "rootfs_part_b"),
     # Ours. True: a pause survives a restart (see agent/README.md); False: exactly as client 3.5 does.
     ("PauseSurvivesRestart", "bool", True, "pause_survives_restart"),
+    # Ours. First wait of every backoff, its unit, and the least cap for reports and map refreshes.
+    ("RetryFirstIntervalSeconds", "seconds", 60, "retry_first_interval_s"),
 )
 
 _BY_NAME = {key.lower(): (key, kind, attribute) for key, kind, _, attribute in KEYS}
@@ -120,6 +122,7 @@ class Config:
         self.rootfs_part_a: str
         self.rootfs_part_b: str
         self.pause_survives_restart: bool
+        self.retry_first_interval_s: int
         for _, _, default, attribute in KEYS:
             setattr(self, attribute, default)
 

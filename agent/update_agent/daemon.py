@@ -9,6 +9,7 @@ import time
 from update_agent import child, control
 from update_agent.backoff import delays
 from update_agent.errors import ControlError, LoopError, StoreError
+from update_agent.loop import plain_wait
 from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
 from update_agent.states import DAEMON_STEPS, MAX_SAVES, Step, resume_after
@@ -17,13 +18,12 @@ from update_agent.update import Update, commit, from_text, installed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from update_agent.loop import Signals
     from update_agent.remote import Remote, Reply
 
 _STATE, _MAPS = "state", "update-control-maps"
-_LEAST_CAP_S = 60  # reports and refreshes are never hurried beyond this (device-api.md section 8)
 
 
 class Daemon(Machine):
@@ -39,9 +39,8 @@ class Daemon(Machine):
         self.pool = self._load_pool()
         now = time.monotonic()
         config = self.config
-        cap_s, count = config.retry_poll_interval_s, config.retry_poll_count
-        self.poll_timer = PollTimer(config.update_poll_interval_s, cap_s, count, now)
-        self.inventory_timer = PollTimer(config.inventory_poll_interval_s, cap_s, count, now)
+        self.poll_timer = PollTimer(config.update_poll_interval_s, config, now)
+        self.inventory_timer = PollTimer(config.inventory_poll_interval_s, config, now)
         self._inventory_ever_sent = False
         self._resumed_at = ""  # the pause at which this process took the update over
 
@@ -124,7 +123,8 @@ class Daemon(Machine):
 
     def _submit_inventory(self) -> str:
         self.inventory_timer.started(time.monotonic())
-        reply = self.remote.inventory()
+        provides = {**installed(self.store), "device_type": self.config.device_type()}
+        reply = self.remote.inventory(provides)
         if reply.kind == "ok":
             self.inventory_timer.succeeded()
             self._inventory_ever_sent = True
@@ -176,7 +176,7 @@ class Daemon(Machine):
         reply = self.remote.report(self.update.id, "failure", reason)
         if reply.kind == "ok":
             self.remote.upload_log(self.update.id, self.log.deployment_path)
-        self._end()
+        self._end("failed")
         return "nothing"
 
     # Download
@@ -185,10 +185,11 @@ class Daemon(Machine):
         """Take the artifact in, in a child process. Only the header's facts come back to be saved."""
 
         def work(channel: child.Channel) -> object:
+            # Not the loop's wait: signals, D-Bus and the control socket are the parent's to serve.
             from update_agent.intake import Intake, describe, open_source
 
             source = open_source(self.update.uri, self.config, self.log, _progress(channel))
-            intake = Intake(source, self.config, self.log, self.context.bootloader, self.context.loop.wait)
+            intake = Intake(source, self.config, self.log, self.context.bootloader, plain_wait)
             have = installed(self.store)
             intake.accept(have)
             verdict = channel.ask(describe(intake.header))
@@ -241,7 +242,7 @@ class Daemon(Machine):
             if reply.kind not in {"ok", "aborted"}:
                 self.log.warning(f"Status {status} was not delivered: {reply.reason}")
             return self._aborted(status) if reply.kind == "aborted" else "ok"
-        waits = delays(max(_LEAST_CAP_S, self.config.retry_poll_interval_s), self.config.retry_poll_count)
+        waits = self._unhurried(self.config.retry_poll_interval_s)
         while True:
             reply = self._report_with_log(status, substate)
             if reply.kind == "ok":
@@ -254,6 +255,11 @@ class Daemon(Machine):
                 return "fail"
             self.log.warning(f"Status {status} was not delivered, again in {delay_s:.0f} s: {reply.reason}")
             self.context.loop.wait((), time.monotonic() + delay_s)
+
+    def _unhurried(self, cap_s: int) -> Iterator[int]:
+        """Waits of a report or refresh: no cap hurries them beyond the first wait (device-api.md)."""
+        first_s = self.config.retry_first_interval_s
+        return delays(max(first_s, cap_s), self.config.retry_poll_count, first_s=first_s)
 
     def _report_with_log(self, status: str, substate: str) -> Reply:
         """One try of a report; with a failure goes the deployment log."""
@@ -289,17 +295,15 @@ class Daemon(Machine):
                     raise ControlError(reason)
             decision = self.pool.evaluate(point, time.monotonic())
             self.save_pool()
+            self.log.info(f"Control point {point}: {decision.action}{_names(decision)}")
             if decision.action == "fail":
-                raise ControlError(f"told to fail at {point} by {_names(decision)}")
+                raise ControlError(f"told to fail{_names(decision)}")
             if decision.action == "continue":
-                if paused or resumed:
-                    self.log.info(f"Going on at {point}")
-                    if lasting:
-                        self.payload.release(point)
+                if lasting and (paused or resumed):
+                    self.payload.release(point)
                 return "go"
             if not paused:
                 paused = True
-                self.log.info(f"Paused at {point} by {_names(decision)}")
                 if self._begin_pause(step) == "aborted":
                     return "fail"
             refresh = self._wait_paused()
@@ -342,8 +346,7 @@ class Daemon(Machine):
 
         While paused, a change or an expiry is decided even though the refresh still fails.
         """
-        cap_s = max(_LEAST_CAP_S, self.config.update_poll_interval_s)
-        waits = delays(cap_s, self.config.retry_poll_count)
+        waits = self._unhurried(self.config.update_poll_interval_s)
         while True:
             reply = self.remote.control_map(self.update.id)
             if reply.kind == "gone":
@@ -421,13 +424,13 @@ class Daemon(Machine):
 
     def do_end_deployment(self, _step: Step) -> str:
         """Forget the deployment, and show the new state of the device at once."""
-        verdict = f"failed: {self.cause}" if self.outcome.failed else "succeeded"
-        self.log.info(f"Deployment {self.update.id} {verdict}")
         self.inventory_timer.due = time.monotonic()
-        self._end()
+        self._end("failed" if self.outcome.failed else "succeeded")
         return "ok"
 
-    def _end(self) -> None:
+    def _end(self, verdict: str) -> None:
+        reason = f": {self.cause}" if verdict == "failed" else ""
+        self.log.info(f"Deployment {self.update.id} {verdict}{reason}")
         self.pool.clear_deployment(self.update.id)
         self.save_pool()
         self.log.close_deployment()
@@ -438,8 +441,9 @@ class Daemon(Machine):
 
 
 def _names(decision: control.Decision) -> str:
-    """The maps behind a decision, for people."""
-    return ", ".join(f"map {entry.map.id} (priority {entry.map.priority})" for entry in decision.by)
+    """The maps behind a decision, to be put after it; empty if there are none."""
+    maps = [f"{entry.map.id} (priority {entry.map.priority})" for entry in decision.by]
+    return f" by map {', '.join(maps)}" if maps else ""
 
 
 def _progress(channel: child.Channel) -> Callable[[int, int | None], None]:

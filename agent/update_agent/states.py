@@ -300,8 +300,8 @@ SAVED = (
     Saved("pause-before-reboot", "control.reboot", OK),  # ours
     Saved("reboot", "reboot.verify", OK),
     Saved("pause-before-commit", "control.commit", OK),  # ours
-    Saved("update-after-commit", "commit.leave", OK),
-    Saved("update-after-first-commit", "commit.leave", OK),  # written by 3.5
+    Saved("update-after-commit", "commit.after", OK),  # saved again: a script that always kills is a loop
+    Saved("update-after-first-commit", "commit.after", OK),  # written by 3.5
     Saved("rollback", "rollback.enter", ROLLED_BACK),
     Saved("rollback-reboot", "rollback_reboot.verify", ROLLED_BACK),
     Saved("after-rollback-reboot", "rollback_reboot.verify", ROLLED_BACK),

@@ -9,16 +9,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from update_agent.config import Config
+
 
 class PollTimer:
     """One kind of poll. `due` is a monotonic time; `now` is passed in."""
 
-    __slots__ = ("_backoff", "_cap_s", "_count", "_gave_up", "_interval_s", "due")
+    __slots__ = ("_backoff", "_config", "_gave_up", "_interval_s", "due")
 
-    def __init__(self, interval_s: int, cap_s: int, count: int, now: float) -> None:
+    def __init__(self, interval_s: int, config: Config, now: float) -> None:
         self._interval_s = interval_s
-        self._cap_s = cap_s
-        self._count = count
+        self._config = config
         self._backoff: Iterator[int] | None = None
         self._gave_up = False
         self.due = now
@@ -40,7 +41,10 @@ class PollTimer:
         if self._gave_up:
             return
         if self._backoff is None:
-            self._backoff = delays(self._cap_s, self._count)
+            config = self._config
+            self._backoff = delays(
+                config.retry_poll_interval_s, config.retry_poll_count, first_s=config.retry_first_interval_s
+            )
         delay_s = next(self._backoff, None)
         if delay_s is None:
             self._gave_up = True

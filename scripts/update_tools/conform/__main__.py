@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from importlib import import_module
 
 from update_agent.errors import UpdateError
 
-# name: (module with `run(paths, write) -> failures`, help)
+# name: (module with `run(paths, write, **options) -> failures` and perhaps `add_options(parser)`, help)
 SUBCOMMANDS = {
     "control-maps": ("update_tools.conform.control_maps", "update control maps: parse, pool, evaluate, wait"),
+    "scenarios": ("update_tools.conform.scenarios", "update flows, played against the real agent"),
 }
 
 
@@ -21,13 +23,16 @@ def main(arguments: list[str] | None = None) -> int:
         prog="scripts/conform", description="Run test vectors against the agent's real decision code."
     )
     subcommands = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
-    for name, (_, text) in SUBCOMMANDS.items():
+    for name, (module, text) in SUBCOMMANDS.items():
         subcommand = subcommands.add_parser(name, help=text, description=text)
-        subcommand.add_argument("files", nargs="+", metavar="FILE", help="JSON file of vectors")
-    chosen = parser.parse_args(arguments)
-    module = import_module(SUBCOMMANDS[chosen.subcommand][0])
+        subcommand.add_argument("files", nargs="+", metavar="FILE", help=f"JSON file of {name}")
+        add_options = getattr(import_module(module), "add_options", None)
+        if add_options is not None:
+            add_options(subcommand)
+    chosen = vars(parser.parse_args(arguments))
+    run = import_module(SUBCOMMANDS[chosen.pop("subcommand")][0]).run
     try:
-        failures: int = module.run(chosen.files, print)
+        failures: int = run(chosen.pop("files"), partial(print, flush=True), **chosen)
     except UpdateError as error:
         print(f"scripts/conform: {error}", file=sys.stderr)
         return 2
