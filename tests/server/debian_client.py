@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Walks Debian's own mender client through the server. Run by test_debian_client.py in namespaces of its own.
 
-Network: loopback alone. Mounts: private, so the client's fixed folders are fresh ones of this run.
+Network: loopback alone. Mounts: private, with a layer over /etc and /usr/share for what is written.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from update_tools.server.client import Management
 from update_tools.server.run import start
 
 DEADLINE_S = 120.0
+CANNOT_ISOLATE = 77  # exit code: no overlay file system here
 MODULE = """#!/bin/sh
 echo "module: $1" >&2
 case "$1" in
@@ -36,8 +38,18 @@ PAUSE_ALL = {"states": {point: {"action": "pause"} for point in PAUSES.values()}
 
 def furnish(url: str, work: Path) -> None:
     """The client's configuration, identity, module and first artifact name."""
-    for folder in ("/etc/mender", "/usr/share/mender"):
-        subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    layers = work / "layers"
+    layers.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", layers], check=True)
+    for number, folder in enumerate(("/etc", "/usr/share")):
+        upper, scratch = layers / f"upper{number}", layers / f"work{number}"
+        upper.mkdir()
+        scratch.mkdir()
+        options = f"lowerdir={folder},upperdir={upper},workdir={scratch}"
+        argv = ["mount", "-t", "overlay", "-o", options, "overlay", folder]
+        if subprocess.run(argv, check=False).returncode != 0:
+            sys.exit(CANNOT_ISOLATE)
+        shutil.rmtree(f"{folder}/mender", ignore_errors=True)  # in the upper layer only
     configuration = {
         "ServerURL": url,
         "UpdatePollIntervalSeconds": 1,
@@ -125,13 +137,13 @@ def walk(management: Management, work: Path) -> None:
     print("aborted, and took the next deployment")
 
 
-def main(work: Path) -> None:
+def main(work: Path, program: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with start(work / "data") as server:
         furnish(server.url, work)
         with (work / "mender.log").open("wb") as log:
             (work / "state").mkdir()
-            argv = ["mender", "--no-syslog", "--log-level", "debug", "--data", str(work / "state"), "daemon"]
+            argv = [program, "--no-syslog", "--log-level", "debug", "--data", str(work / "state"), "daemon"]
             client = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
             walk(Management(server.url), work)
@@ -141,4 +153,4 @@ def main(work: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
