@@ -25,7 +25,7 @@ from update_tools.server.settings import House, Settings, is_local_name
 log = logging.getLogger("update_tools.server")
 
 # What devices use; the rest is for people and their programs.
-DEVICE_PATHS = ("/api/devices/", "/api/artifacts/")
+DEVICE_PATHS = ("/api/devices/", "/api/artifacts/", "/health")
 
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
@@ -56,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.house = house
     for router in (device_api.router, device_api.downloads, management.router, ui.router):
         app.include_router(router)
+    app.add_api_route("/health", _health, methods=["GET"], tags=["device"])
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
@@ -63,6 +64,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Exception, _on_bug)
     app.add_middleware(Door, settings=settings)
     return app
+
+
+def _health() -> dict[str, str]:
+    """For load balancers, and for state scripts that check the way from a new system to its server."""
+    return {"status": "ok"}
 
 
 class Door:
