@@ -61,6 +61,7 @@ class ExternalModule:
                 timeout_s=self._timeout_s,
                 cwd=self._tree.path,
                 limit_bytes=4096,
+                grace_s=GRACE_S,
                 wait=self._wait,
             )
         except ProcError as error:

@@ -87,9 +87,12 @@ def find(payload_type: str, config: Config, log: Log, bootloader: Bootloader, wa
         )
     from update_agent.modules import ExternalModule
 
-    path = os.path.join(config.modules_dir(), payload_type)
+    path = os.path.join(os.path.abspath(config.modules_dir()), payload_type)
     if payload_type in {"", ".", ".."} or "/" in payload_type or "\0" in payload_type:
-        raise PayloadError(f"{payload_type!r} cannot be the name of an update module")
+        raise PayloadError(
+            "Update Module not found for given artifact type: "
+            f"{payload_type!r} cannot be the name of an update module"
+        )
     if not os.path.isfile(path) or not os.access(path, os.X_OK):
         raise PayloadError(
             f"Update Module not found for given artifact type: {path} is not an executable file",
@@ -102,7 +105,7 @@ class Tree:
     """The file tree through which agent and module exchange what they know (artifact-v3.md section 10)."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = os.path.abspath(path)  # modules run with this as their working directory
 
     def __truediv__(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -128,13 +131,15 @@ class Tree:
         }
         try:
             remove_tree(self.path)
+            changed = [self / "header", self.path, os.path.dirname(self.path)]
+            while not os.path.isdir(changed[-1]):
+                changed.append(os.path.dirname(changed[-1]))
             for directory in (self.path, self / "header", self / "tmp"):
                 os.makedirs(directory, mode=0o700)
             for name, content in files.items():
                 write(self / name, content)
-            sync_directory(self / "header")
-            sync_directory(self.path)
-            sync_directory(os.path.dirname(self.path))
+            for directory in changed:
+                sync_directory(directory)
         except OSError as error:
             raise PayloadError(
                 f"cannot make the update module's file tree {self.path}: {error}",

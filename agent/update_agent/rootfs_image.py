@@ -129,17 +129,20 @@ class RootfsImage:
     # Pauses
 
     def hold(self, point: str) -> None:
-        """Let a power cut during the pause change nothing: the same system boots again, still undecided."""
+        """Let a power cut during the pause change nothing: the same system boots again, still undecided.
+
+        Raises PayloadError with the cause if the boot loader fell back during a pause before the commit.
+        """
         if point not in {"ArtifactReboot_Enter", "ArtifactCommit_Enter"}:
             return
         environment, pair = self._state()
-        if environment.get("upgrade_available") != "1":
-            return
-        if point == "ArtifactReboot_Enter" and self._slots.runs_from(pair.inactive):
+        if point == "ArtifactCommit_Enter":
+            self._check_pending(environment)
+            if self._slots.runs_from(pair.active):
+                # The boot count is at its limit now; one more boot would fall back.
+                self._bootloader.write({"bootcount": "0"})
+        elif environment.get("upgrade_available") == "1" and self._slots.runs_from(pair.inactive):
             self._bootloader.write({**_boots(pair.inactive), "upgrade_available": "0", "bootcount": "0"})
-        elif point == "ArtifactCommit_Enter" and self._slots.runs_from(pair.active):
-            # The boot count is at its limit now; one more boot would fall back.
-            self._bootloader.write({"bootcount": "0"})
 
     def release(self, point: str) -> None:
         """Flip again after a pause before the reboot. Nothing if the flip is (still) there."""

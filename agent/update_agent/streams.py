@@ -41,36 +41,43 @@ class _Opening:
     def __init__(self, path: str) -> None:
         self._path = path
         self._opened = -1
+        self._error = ""
+        # Opened through this handle, not by name: `cancel` must reach the thread if the module removes it.
+        try:
+            self._handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise PayloadError(
+                f"cannot open {path}: {os.strerror(error.errno or 0)}", hint="did the update module remove it?"
+            ) from error
         self.fd, self._signal = os.pipe2(os.O_CLOEXEC)
         _thread.start_new_thread(self._open, ())
 
     def _open(self) -> None:
         try:
-            self._opened = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-        except OSError:
-            pass  # the module removed the FIFO; `take` tells
+            self._opened = os.open(f"/proc/self/fd/{self._handle}", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self._error = os.strerror(error.errno or 0)
         os.close(self._signal)  # the end of the pipe is the signal
 
     def take(self) -> int:
-        """The descriptor, once `fd` is readable. Raises PayloadError if there was nothing to open."""
-        os.close(self.fd)
+        """The descriptor, once `fd` is readable. Raises PayloadError if it could not be opened."""
+        self._close()
         if self._opened < 0:
-            raise PayloadError(f"the update module removed {self._path}")
+            raise PayloadError(f"cannot open {self._path}: {self._error}")
         return self._opened
 
     def cancel(self) -> None:
         """End the thread: be the reader it waits for."""
-        reader = -1
-        try:
-            reader = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            if _is_readable(self.fd, 1000) and self._opened >= 0:
-                os.close(self._opened)
-        except OSError:
-            pass  # the FIFO is gone: the thread stays blocked until this process ends, soon
-        finally:
-            if reader >= 0:
-                os.close(reader)
-            os.close(self.fd)
+        reader = os.open(f"/proc/self/fd/{self._handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.read(self.fd, 1)
+        os.close(reader)
+        self._close()
+        if self._opened >= 0:
+            os.close(self._opened)
+
+    def _close(self) -> None:
+        os.close(self.fd)
+        os.close(self._handle)
 
 
 class _BrokenStream(Exception):
@@ -106,6 +113,7 @@ class Streams:
 
     def _make(self, path: str) -> None:
         try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             if os.path.lexists(path):
                 os.unlink(path)
             os.mkfifo(path, 0o600)
@@ -174,7 +182,6 @@ class Streams:
         for file in self._files:
             name = safe_name(file.name)
             path = os.path.join(self._directory, name)
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
             self._make(path)
             if self._fd < 0:  # not for the first file, whose stream-next is open already
                 yield from self._open(self._next)
@@ -185,7 +192,6 @@ class Streams:
             yield from self._open(path)
             yield from self._feed(file)
             self._close_fd()
-            os.unlink(path)
         if self._fd < 0:
             yield from self._open(self._next)
         self._close_fd()  # the empty read: that was all
