@@ -46,9 +46,8 @@ class _Opening:
         try:
             self._handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
-            raise PayloadError(
-                f"cannot open {path}: {os.strerror(error.errno or 0)}", hint="did the update module remove it?"
-            ) from error
+            reason = os.strerror(error.errno or 0)
+            raise PayloadError(f"cannot open {path}: {reason}", hint="did the module remove it?") from error
         self.fd, self._signal = os.pipe2(os.O_CLOEXEC)
         _thread.start_new_thread(self._open, ())
 

@@ -159,7 +159,7 @@ def test_missing_tools_and_configuration(medium: Medium) -> None:
     ):
         bootloader.UBoot("no-such-tool").read()
     (medium.directory / "fw_env.config").unlink()
-    with pytest.raises(BootloaderError, match="fw_env.config"):
+    with pytest.raises(BootloaderError, match=r"fw_env\.config"):
         medium.uboot.read()
 
 

@@ -213,7 +213,8 @@ def test_the_window_kills_a_running_attempt_and_its_children(hook: Hook, tmp_pat
     hook.config.script_retry_interval_s = 0
     hook.config.script_retry_timeout_s = 0.3  # type: ignore[assignment]
     pidfile = tmp_path / "pid"
-    body = f"[ -e {pidfile}.first ] || {{ : > {pidfile}.first; exit 21; }}\nsleep 1000 & echo $! > {pidfile}; wait"
+    first = f"[ -e {pidfile}.first ] || {{ : > {pidfile}.first; exit 21; }}"
+    body = f"{first}\nsleep 1000 & echo $! > {pidfile}; wait"
     hook.add("ArtifactInstall_Enter_01", body)
     (failure,) = hook.run().failures
     assert "StateScriptRetryTimeoutSeconds" in failure.hint
