@@ -23,19 +23,17 @@ class OutputLines:
         self._prefix = prefix
         self._limit_bytes = limit_bytes
         self._left_bytes = limit_bytes
+        self._is_cut = False
         self._partial = {"stdout": b"", "stderr": b""}
 
     def feed(self, stream: str, chunk: bytes) -> None:
         """Take the next bytes of "stdout" or "stderr"."""
+        if self._is_cut or not chunk:
+            return
         if self._left_bytes is not None:
-            if not self._left_bytes:
-                return
-            kept = chunk[: self._left_bytes]
-            self._left_bytes -= len(kept)
-            cut = len(kept) < len(chunk)
-            chunk = kept
-        else:
-            cut = False
+            self._is_cut = len(chunk) > self._left_bytes
+            chunk = chunk[: self._left_bytes]
+            self._left_bytes -= len(chunk)
         *lines, rest = (self._partial[stream] + chunk).split(b"\n")
         while len(rest) > _MAX_LINE_BYTES:
             lines.append(rest[:_MAX_LINE_BYTES])
@@ -43,8 +41,7 @@ class OutputLines:
         self._partial[stream] = rest
         for line in lines:
             self._write(stream, line)
-        if cut:
-            self._left_bytes = 0
+        if self._is_cut:
             self.close()
             self._log.info(f"{self._prefix % stream}[output truncated after {self._limit_bytes} bytes]")
 
