@@ -21,8 +21,8 @@ from update_agent import signature
 from update_agent.compression import DEFAULT_MEMORY_LIMIT_BYTES, NAMES, decompress
 from update_agent.errors import ArtifactError
 from update_agent.header import Header, load_json, read_header
-from update_agent.provides import check_depends, new_provides
-from update_agent.tarstream import StreamSource, TarStream
+from update_agent.provides import check_depends
+from update_agent.tarstream import StreamSource, TarStream, collect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Verify = Callable[[bytes, bytes, Sequence[str]], str]
 
-__all__ = ["Header", "PayloadFile", "Reader", "check_depends", "new_provides"]
+__all__ = ["Header", "PayloadFile", "Reader", "check_depends"]
 
 MAX_VERSION_BYTES = 4 << 10
 MAX_MANIFEST_BYTES = 1 << 20  # some 8000 payload files
@@ -72,9 +72,9 @@ class PayloadFile:
 
     def read(self, n: int) -> bytes:
         """n bytes, fewer only at the end, b"" after it. Raises ArtifactError if the checksum is wrong."""
-        data = bytearray(min(n, self._tar.left) or 0)
-        self.readinto(memoryview(data))
-        return bytes(data)
+        if not self._tar.left:
+            self.readinto(memoryview(b""))
+        return collect(min(n, self._tar.left), self.readinto)
 
     def readinto(self, view: memoryview, /) -> int:
         """Fill the view, less only at the end; 0 after it.

@@ -7,7 +7,7 @@ from update_agent.errors import ArtifactError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from update_agent.header import Header
 
@@ -36,16 +36,22 @@ def check_depends(header: Header, provides: Mapping[str, str], device_type: str)
             )
 
 
-def new_provides(old: Mapping[str, str], header: Header) -> dict[str, str]:
-    """The stored provides after the artifact is committed, artifact_name and artifact_group among them."""
-    clears = header.clears
+def new_provides(
+    old: Mapping[str, str],
+    *,
+    name: str,
+    group: str,
+    provides: Mapping[str, str] | None,
+    clears: Sequence[str] | None,
+) -> dict[str, str]:
+    """The stored provides after an artifact is committed, artifact_name and artifact_group among them."""
     if clears is None:
         clears = ["*"]  # an artifact from before there were clears: all is new
     left = {key: value for key, value in old.items() if not any(matches(item, key) for item in clears)}
-    left.update(header.provides)
-    left[_NAME] = header.name
-    if header.group:
-        left[_GROUP] = header.group
+    left.update(provides or {})
+    left[_NAME] = name
+    if group:
+        left[_GROUP] = group
     return left
 
 

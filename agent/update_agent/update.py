@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 from update_agent.errors import StoreError
+from update_agent.provides import new_provides
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,36 +141,16 @@ def installed(store: Store) -> dict[str, str]:
     return {**flat, **provides}
 
 
-def matches(pattern: str, key: str) -> bool:
-    """Whether a clears_artifact_provides pattern covers a whole key; `*` is any number of characters."""
-    first, *rest = pattern.split("*")
-    if not rest:
-        return key == pattern
-    if not key.startswith(first):
-        return False
-    position = len(first)
-    for part in rest[:-1]:
-        found = key.find(part, position)
-        if found < 0:
-            return False
-        position = found + len(part)
-    return len(key) - position >= len(rest[-1]) and key.endswith(rest[-1])
-
-
-def provides_after(old: Mapping[str, str], update: Update) -> dict[str, str]:
-    """The flat map after the update was committed (artifact-v3.md section 5)."""
-    patterns = ["*"] if update.clears is None else update.clears
-    kept = {key: text for key, text in old.items() if not any(matches(p, key) for p in patterns)}
-    new = {**kept, **(update.provides or {}), "artifact_name": update.artifact_name}
-    if update.artifact_group:
-        new["artifact_group"] = update.artifact_group
-    return new
-
-
 def commit(store: Store, update: Update, *, clean: bool, with_provides: bool) -> dict[str, str | None]:
     """The store's changes at the end of an update: name (inconsistent unless `clean`), group and provides."""
     if with_provides:
-        new = provides_after(installed(store), update)
+        new = new_provides(
+            installed(store),
+            name=update.artifact_name,
+            group=update.artifact_group,
+            provides=update.provides,
+            clears=update.clears,
+        )
     else:
         new = {**installed(store), "artifact_name": update.artifact_name}
         if update.artifact_group:

@@ -75,7 +75,10 @@ REST = {key: value for key, value in OLD.items() if not key.startswith("artifact
 )
 def test_provides_after_commit(artifact: Header, expected: dict[str, str]) -> None:
     old = dict(OLD)
-    assert new_provides(old, artifact) == expected
+    after = new_provides(
+        old, name=artifact.name, group=artifact.group, provides=artifact.provides, clears=artifact.clears
+    )
+    assert after == expected
     assert old == OLD  # untouched
 
 
