@@ -180,7 +180,7 @@ def test_a_call_has_two_arguments_and_runs_in_the_tree(bench: Bench) -> None:
 )
 def test_a_failing_call(bench: Bench, end: str, words: str) -> None:
     module = bench.module(ArtifactCommit=end)
-    with pytest.raises(PayloadError, match=f"^update module thing: ArtifactCommit {words} "):
+    with pytest.raises(PayloadError, match=rf"^update module \S+/v3/thing: ArtifactCommit {words} "):
         module.call("ArtifactCommit")
 
 
@@ -396,3 +396,29 @@ def test_a_module_may_print_more_than_a_pipe_holds_while_it_is_fed(bench: Bench)
 def test_a_module_that_tampers_with_its_tree_does_not_hang_us(bench: Bench, body: str) -> None:
     bench.module(Download=body).download(iter([File("one", b"1")]))
     assert (bench.tree / "files/one").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("rm -r streams stream-next", "before it had taken the whole payload"),
+        ("cat streams/one > /dev/null; rm -r streams stream-next", "before it had taken the whole payload"),
+        ("rm stream-next; cat streams/one > /dev/null; sleep 1", "cannot open .*stream-next: No such file"),
+        (
+            "rm stream-next; mkdir stream-next; cat streams/one > /dev/null; sleep 1",
+            "cannot open .*stream-next: Is a directory",
+        ),
+        ("cat streams/one > /dev/null; rm -r ../tree", "before it had taken the whole payload"),
+    ],
+)
+def test_a_module_that_tampers_with_its_streams_is_told(bench: Bench, body: str, message: str) -> None:
+    module = bench.module(Download=f"cat stream-next > /dev/null; {body}")
+    with pytest.raises(PayloadError, match=message):
+        module.download(iter([File("one", b"1" * 300_000), File("two", b"2")]))
+    module.cleanup()
+    assert not bench.tree.exists()
+
+
+def test_a_file_where_the_streams_belong_is_told(bench: Bench) -> None:
+    with pytest.raises(PayloadError, match="cannot make the FIFO .*/streams/one: File exists"):
+        bench.module(Download=f": > streams; {STREAM}").download(iter([File("one", b"1")]))

@@ -338,6 +338,37 @@ def test_a_pause_before_the_commit_survives_power_cuts(device: Device) -> None:
     assert device.state[:2] == ("3", "0")
 
 
+def test_a_fall_back_during_a_pause_before_the_commit_is_told(device: Device) -> None:
+    device.install()
+    device.boot()
+    device.module.hold("ArtifactCommit_Enter")
+    device.boot(failure="no kernel")
+    assert device.running == "2"
+    with pytest.raises(PayloadError, match="^the boot loader fell back to partition 2: no kernel$"):
+        device.module.hold("ArtifactCommit_Enter")
+    assert device.state[:2] == ("2", "0")
+
+
+def test_two_power_cuts_before_the_pause_is_held_again_fall_back(device: Device) -> None:
+    device.install()
+    device.boot()
+    device.module.hold("ArtifactCommit_Enter")
+    device.boot()
+    device.boot()  # the second boot on trial without an agent in between: above bootlimit
+    assert device.running == "2"
+    with pytest.raises(PayloadError, match="fell back to partition 2: no reason recorded"):
+        device.module.hold("ArtifactCommit_Enter")
+
+
+def test_a_fall_back_during_a_pause_before_the_commit_is_told_when_it_is_resumed(device: Device) -> None:
+    device.install()
+    device.boot()
+    device.boot(failure="watchdog")  # without hold, one more boot is one too many
+    assert device.running == "2"
+    with pytest.raises(PayloadError, match="fell back to partition 2: watchdog"):
+        device.module.hold("ArtifactCommit_Enter")
+
+
 def test_other_points_change_nothing(device: Device) -> None:
     device.install()
     before = (device.directory / "medium").read_bytes()
