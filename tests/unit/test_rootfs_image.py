@@ -344,7 +344,7 @@ def test_a_fall_back_during_a_pause_before_the_commit_is_told(device: Device) ->
     device.module.hold("ArtifactCommit_Enter")
     device.boot(failure="no kernel")
     assert device.running == "2"
-    with pytest.raises(PayloadError, match="^the boot loader fell back to partition 2: no kernel$"):
+    with pytest.raises(PayloadError, match=r"^the boot loader fell back to partition 2: no kernel$"):
         device.module.hold("ArtifactCommit_Enter")
     assert device.state[:2] == ("2", "0")
 
@@ -357,15 +357,6 @@ def test_two_power_cuts_before_the_pause_is_held_again_fall_back(device: Device)
     device.boot()  # the second boot on trial without an agent in between: above bootlimit
     assert device.running == "2"
     with pytest.raises(PayloadError, match="fell back to partition 2: no reason recorded"):
-        device.module.hold("ArtifactCommit_Enter")
-
-
-def test_a_fall_back_during_a_pause_before_the_commit_is_told_when_it_is_resumed(device: Device) -> None:
-    device.install()
-    device.boot()
-    device.boot(failure="watchdog")  # without hold, one more boot is one too many
-    assert device.running == "2"
-    with pytest.raises(PayloadError, match="fell back to partition 2: watchdog"):
         device.module.hold("ArtifactCommit_Enter")
 
 
