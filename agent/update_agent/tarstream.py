@@ -7,10 +7,13 @@ missing ends), seeks, and costs 2.6 MB. Understood: ustar, GNU long names and la
 
 from __future__ import annotations
 
+import io
+
 from update_agent.errors import ArtifactError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     class Stream(Protocol):
@@ -45,6 +48,22 @@ _KINDS = {
     b"V": "a volume label",
     b"M": "a continued file",
 }
+
+
+def collect(size: int, readinto: Callable[[memoryview], int]) -> bytes:
+    """Call `readinto` until `size` bytes are together or it returns 0; the bytes, never held twice."""
+    if size <= 0:
+        return b""
+    # BytesIO hands out its own buffer; bytes(bytearray) would copy it.
+    buffer = io.BytesIO()
+    buffer.seek(size - 1)
+    buffer.write(b"\0")
+    done = 0
+    with buffer.getbuffer() as view:
+        while done < size and (got := readinto(view[done:])):
+            done += got
+    buffer.truncate(done)
+    return buffer.getvalue()
 
 
 class StreamSource:
@@ -151,11 +170,7 @@ class TarStream:
 
     def read(self, n: int) -> bytes:
         """Exactly n bytes of the current member, fewer only at its end."""
-        data = bytearray(min(n, self._left))
-        view, done = memoryview(data), 0
-        while done < len(data):
-            done += self.readinto(view[done:])
-        return bytes(data)
+        return collect(min(n, self._left), self.readinto)
 
     def read_whole(self, member: Member, limit_bytes: int) -> bytes:
         """The whole current member, refused before the first byte if it is larger than the limit."""

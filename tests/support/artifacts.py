@@ -107,7 +107,7 @@ def long_name(name: str) -> bytes:
     return header("././@LongLink", len(data), kind=b"L", magic=b"ustar  \0") + padded(data)
 
 
-def replace(entries: list[Entry], name: str, **fields: Any) -> list[Entry]:
+def replace(entries: list[Entry], name: str, /, **fields: Any) -> list[Entry]:
     """The same members with one changed; there must be one of that name."""
     assert any(entry.name == name for entry in entries)
     return [changed(entry, **fields) if entry.name == name else entry for entry in entries]
