@@ -34,7 +34,6 @@ class ExternalModule:
 
     def __init__(self, path: str, tree: Tree, timeout_s: float, log: Log, wait: Wait = plain_wait) -> None:
         self._path = path
-        self._name = os.path.basename(path)
         self._tree = tree
         self._timeout_s = timeout_s
         self._log = log
@@ -65,7 +64,7 @@ class ExternalModule:
                 wait=self._wait,
             )
         except ProcError as error:
-            raise PayloadError(f"update module {self._name}: {error.message}", hint=error.hint) from error
+            raise PayloadError(f"update module {self._path}: {error.message}", hint=error.hint) from error
         lines = OutputLines(self._log, OUTPUT_PREFIX)
         lines.feed("stderr", stderr)
         lines.close()
@@ -74,7 +73,7 @@ class ExternalModule:
         words = QUERIES[name]
         if answer not in words and stdout:
             raise PayloadError(
-                f"update module {self._name} answered {answer[:80]!r} to {name}",
+                f"update module {self._path} answered {answer[:80]!r} to {name}",
                 hint=f"one line with one of {', '.join(words)}",
             )
         return answer or "No"
@@ -89,7 +88,7 @@ class ExternalModule:
 
         with_sizes = self.query("ProvidePayloadFileSizes") == "Yes"
         name = "DownloadWithFileSizes" if with_sizes else "Download"
-        streams = Streams(self._tree.path, files, with_sizes=with_sizes)
+        streams = Streams(self._path, self._tree.path, files, with_sizes=with_sizes)
         try:
             result = self._run(name, streams.wait)
             streams.end()
@@ -100,7 +99,7 @@ class ExternalModule:
             self._store(streams.rest())
         elif not streams.is_done:
             raise PayloadError(
-                f"update module {self._name}: {name} exited with 0 before it had taken the whole payload "
+                f"update module {self._path}: {name} exited with 0 before it had taken the whole payload "
                 f"({streams.progress})",
                 hint="it must open stream-next until a read from it is empty",
             )
@@ -131,7 +130,7 @@ class ExternalModule:
     def _need_tree(self, name: str) -> None:
         if not self._tree.exists:
             raise PayloadError(
-                f"update module {self._name}: cannot call {name}, the file tree {self._tree.path} is missing"
+                f"update module {self._path}: cannot call {name}, the file tree {self._tree.path} is missing"
             )
 
     def _run(self, name: str, wait: Wait) -> Result:
@@ -146,14 +145,14 @@ class ExternalModule:
                 wait=wait,
             )
         except ProcError as error:
-            raise PayloadError(f"update module {self._name}: {error.message}", hint=error.hint) from error
+            raise PayloadError(f"update module {self._path}: {error.message}", hint=error.hint) from error
         finally:
             lines.close()
 
     def _check(self, name: str, result: Result) -> None:
         if not result.ok:
             raise PayloadError(
-                f"update module {self._name}: {name} {result.describe()}",
+                f"update module {self._path}: {name} {result.describe()}",
                 hint="ModuleTimeoutSeconds is the limit" if result.timed_out else "its output is in the log",
             )
 

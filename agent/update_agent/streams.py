@@ -92,8 +92,12 @@ def _is_readable(fd: int, timeout_ms: int) -> bool:
 class Streams:
     """Feeds a payload to the module that is running; see `wait`."""
 
-    def __init__(self, tree: str, files: Iterator[Source], *, with_sizes: bool) -> None:
-        """Make `stream-next`; the module may be started then. Raises PayloadError."""
+    def __init__(self, module: str, tree: str, files: Iterator[Source], *, with_sizes: bool) -> None:
+        """Make `stream-next`; the module, whose path is for messages, may be started then.
+
+        Raises PayloadError.
+        """
+        self._module = module
         self._tree = tree
         self._files = files
         self._with_sizes = with_sizes
@@ -167,7 +171,7 @@ class Streams:
 
     def _raise_broken(self) -> None:
         raise PayloadError(
-            f"the update module closed a stream early ({self.progress})",
+            f"update module {self._module}: it closed a stream early ({self.progress})",
             hint="it must read each stream to its end",
         )
 

@@ -420,5 +420,5 @@ def test_a_module_that_tampers_with_its_streams_is_told(bench: Bench, body: str,
 
 
 def test_a_file_where_the_streams_belong_is_told(bench: Bench) -> None:
-    with pytest.raises(PayloadError, match="cannot make the FIFO .*/streams/one: File exists"):
+    with pytest.raises(PayloadError, match=r"cannot make the FIFO .*/streams/one: File exists"):
         bench.module(Download=f": > streams; {STREAM}").download(iter([File("one", b"1")]))
