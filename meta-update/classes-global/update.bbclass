@@ -29,6 +29,10 @@ UPDATE_STATE_SCRIPT_RECIPES ??= ""
 UPDATE_UBOOT_FRAGMENTS ??= "update-env.cfg"
 UPDATE_UBOOT_ENV_IMAGE ??= "${DEPLOY_DIR_IMAGE}/update-uboot-env.bin"
 
+# The agent comes from the repository as it is; what Python leaves there is no change of it.
+BB_SIGNATURE_LOCAL_DIRS_EXCLUDE ??= "CVS .bzr .git .hg .osc .p4 .repo .svn"
+BB_SIGNATURE_LOCAL_DIRS_EXCLUDE:append = " __pycache__"
+
 WKS_SEARCH_PATH:append = ":${UPDATE_LAYERDIR}/wic"
 
 # All that is wrong, in one message, before anything is parsed with it.

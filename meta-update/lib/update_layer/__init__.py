@@ -13,5 +13,5 @@ BBIMPORTS = ["environment", "kconfig", "layout", "statescripts", "template"]
 
 def variables(d: Any) -> Mapping[str, str | None]:
     """The datastore's UPDATE_ variables, expanded; None for one that is only named."""
-    names = {name.partition(":")[0] for name in d.keys() if name.startswith("UPDATE_")}
+    names = {name.partition(":")[0] for name in d if name.startswith("UPDATE_")}
     return {name: d.getVar(name) for name in sorted(names)}

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 DOCUMENTATION = Path(__file__).parents[2] / "conf/update/documentation.inc"
 MIB = 1 << 20
-_NUMBERS = {"UPDATE_PART_BOOT": "boot", "UPDATE_PART_A": "A", "UPDATE_PART_B": "B", "UPDATE_PART_DATA": "data"}
+_NUMBERS = {
+    "UPDATE_PART_BOOT": "boot",
+    "UPDATE_PART_A": "A",
+    "UPDATE_PART_B": "B",
+    "UPDATE_PART_DATA": "data",
+}
 _SIZES = ("UPDATE_FIRST_PART_MB", "UPDATE_BOOT_SIZE_MB", "UPDATE_ROOTFS_SIZE_MB", "UPDATE_DATA_SIZE_MB")
 _ENV = ("UPDATE_UBOOT_ENV_SIZE", "UPDATE_UBOOT_ENV_OFFSET", "UPDATE_UBOOT_ENV_OFFSET_REDUND")
 
@@ -56,7 +61,9 @@ def _partitions(numbers: Mapping[str, int], values: Mapping[str, str | None]) ->
     partitions = [numbers[name] for name in _NUMBERS]
     if partitions != [1, 2, 3, 4]:
         # wic numbers the partitions in the order of the wks, and an MBR has four.
-        found.append(f"the partitions boot, A, B, data are {partitions}; wic/ab-data.wks.in makes them 1, 2, 3, 4")
+        found.append(
+            f"the partitions boot, A, B, data are {partitions}; wic/ab-data.wks.in makes them 1, 2, 3, 4"
+        )
     for slot in ("A", "B"):
         number, in_hex = numbers[f"UPDATE_PART_{slot}"], values.get(f"UPDATE_PART_{slot}_HEX") or ""
         if in_hex.lower() != f"{number:x}":
@@ -68,16 +75,18 @@ def _partitions(numbers: Mapping[str, int], values: Mapping[str, str | None]) ->
 def _environment(numbers: Mapping[str, int]) -> list[str]:
     size, offset, second = (numbers[name] for name in _ENV)
     end = numbers["UPDATE_FIRST_PART_MB"] * MIB
-    found = []
-    for name in _ENV:
-        if numbers[name] <= 0 or numbers[name] % 1024:
-            found.append(f"{name} = {numbers[name]:#x} is not a multiple of 1 KiB, as wic places it")
+    found = [
+        f"{name} = {numbers[name]:#x} is not a multiple of 1 KiB, as wic places it"
+        for name in _ENV
+        if numbers[name] <= 0 or numbers[name] % 1024
+    ]
     if abs(offset - second) < size:
         found.append(f"the environment's copies at {offset:#x} and {second:#x}, {size:#x} each, overlap")
     if min(offset, second) < MIB:
         found.append("the environment's first MiB belongs to the partition table and boot loader")
     if max(offset, second) + size > end:
         found.append(
-            f"the environment ends at {max(offset, second) + size:#x}, after the first partition begins ({end:#x})"
+            f"the environment ends at {max(offset, second) + size:#x}, after the first partition begins"
+            f" ({end:#x})"
         )
     return found

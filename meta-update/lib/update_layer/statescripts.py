@@ -33,7 +33,7 @@ def problem(name: str, source: str) -> str | None:
     table = _table(source)
     match = _NAME.fullmatch(name)
     if not match:
-        return f"{name}: not STATE_ACTION_NN or STATE_ACTION_NN_text, for example ArtifactInstall_Leave_10_migrate"
+        return f"{name}: not STATE_ACTION_NN or STATE_ACTION_NN_text, like ArtifactInstall_Leave_10_migrate"
     state, action = match[1], match[2]
     if state not in table.STATE_BY_NAME:
         near = get_close_matches(state, table.STATE_BY_NAME, 1)
@@ -54,7 +54,8 @@ def problems(names: Sequence[str], source: str) -> list[str]:
 def split(names: Iterable[str], source: str) -> tuple[list[str], list[str]]:
     """Names that go into the root file system, and those that travel in the artifact; all must be right."""
     table = _table(source)
-    rootfs, artifact = [], []
+    rootfs: list[str] = []
+    artifact: list[str] = []
     for name in names:
         place = table.STATE_BY_NAME[name.partition("_")[0]].scripts
         (rootfs if place == table.ROOTFS else artifact).append(name)

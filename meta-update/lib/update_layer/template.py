@@ -13,13 +13,9 @@ _PLACEHOLDER = re.compile(r"@@([A-Z][A-Z0-9_]*)@@")
 
 
 def fill(text: str, value: Callable[[str], str | None], where: str) -> str:
-    """The text with each @@NAME@@ replaced. Raises ValueError naming what is not set."""
-    missing = sorted({name for name in _PLACEHOLDER.findall(_code(text)) if value(name) is None})
+    """The text with each @@NAME@@ replaced by value("NAME"). Raises ValueError naming what is not set."""
+    values = {name: value(name) for name in _PLACEHOLDER.findall(text)}
+    missing = sorted(name for name, found in values.items() if found is None)
     if missing:
         raise ValueError(f"{where}: not set: {', '.join(missing)}")
-    return _PLACEHOLDER.sub(lambda match: value(match[1]) or ("" if value(match[1]) == "" else match[0]), text)
-
-
-def _code(text: str) -> str:
-    """Without comments, where @@NAME@@ may stand for itself."""
-    return "\n".join(line for line in text.splitlines() if not line.startswith("# ") or "CONFIG_" in line)
+    return _PLACEHOLDER.sub(lambda match: values[match[1]] or "", text)

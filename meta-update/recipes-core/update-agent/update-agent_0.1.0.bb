@@ -9,6 +9,7 @@ LIC_FILES_CHKSUM = "file://LICENSE;md5=3b83ef96387f14655fc854ddc3c6bd57"
 # The agent stands beside this layer, in the same repository: what was tested together is built together.
 FILESEXTRAPATHS:prepend := "${UPDATE_SOURCEDIR}:"
 SRC_URI = " \
+    file://LICENSE \
     file://agent \
     file://mender-device-identity \
     file://mender-inventory-update \

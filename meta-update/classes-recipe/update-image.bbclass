@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+#
+# An image with two root partitions, to be flashed once and updated ever after:
+#
+#     SUMMARY = "Our product"
+#     LICENSE = "MIT"
+#     inherit core-image update-image
+#     IMAGE_INSTALL:append = " our-application"
+#     UPDATE_STATE_SCRIPT_RECIPES = "our-state-scripts"
+#
+# `bitbake our-product` leaves in deploy/images/MACHINE: .wic and .wic.bmap for the card, .mender for the
+# server. The root file system is made exactly as large as a slot. What must survive updates belongs under
+# /data, where the image's content of /data is put once. Needs INHERIT += "update"; the sizes are UPDATE_*_MB.
+
+inherit update-artifact
+
+IMAGE_FSTYPES = "ext4 wic wic.bmap mender"
+WKS_FILE = "ab-data.wks.in"
+IMAGE_TYPEDEP:wic:append = " ext4"
+do_image_wic[depends] += "update-boot-script:do_deploy update-uboot-env:do_deploy virtual/bootloader:do_deploy"
+
+# KiB. Equal limits: an image that does not fit its slot is an error of the build, not of the first update.
+IMAGE_ROOTFS_SIZE = "${@int(d.getVar('UPDATE_ROOTFS_SIZE_MB') or 0) * 1024}"
+IMAGE_ROOTFS_MAXSIZE = "${IMAGE_ROOTFS_SIZE}"
+IMAGE_ROOTFS_EXTRA_SPACE = "0"
+IMAGE_OVERHEAD_FACTOR = "1.0"
+
+# The slot has its own kernel and device tree, so that they are updated with it.
+IMAGE_INSTALL:append = " \
+    kernel-image \
+    ${@'kernel-devicetree' if d.getVar('KERNEL_DEVICETREE') and d.getVar('UPDATE_DEVICETREE') else ''} \
+    update-agent \
+    update-agent-modules \
+    update-data \
+    ${UPDATE_STATE_SCRIPT_RECIPES} \
+"
+
+# nofail: without its data partition the system still comes up, does not commit, and so goes back.
+update_image_fstab() {
+    install -d ${IMAGE_ROOTFS}/data
+    if ! grep -q '[[:space:]]/data[[:space:]]' ${IMAGE_ROOTFS}${sysconfdir}/fstab; then
+        printf '%s\t/data\text4\tdefaults,nofail,noatime\t0\t2\n' ${UPDATE_STORAGE_PART}${UPDATE_PART_DATA} \
+            >> ${IMAGE_ROOTFS}${sysconfdir}/fstab
+    fi
+}
+ROOTFS_POSTPROCESS_COMMAND += "update_image_fstab"
+
+# What a new card says it runs, until its first update: read and deleted by the agent at its first start.
+update_image_bootstrap() {
+    install -d -m 0700 ${IMAGE_ROOTFS}/data/mender
+    ${UPDATE_ARTIFACT_TOOL} write bootstrap-artifact --artifact-name "${UPDATE_ARTIFACT_NAME}" \
+        --device-type "${UPDATE_DEVICE_TYPE}" --output-path ${IMAGE_ROOTFS}/data/mender/bootstrap.mender
+}
+ROOTFS_POSTPROCESS_COMMAND += "update_image_bootstrap"

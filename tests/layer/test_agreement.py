@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One card, many files that describe it: U-Boot's .config, fw_env.config, wks, fstab, boot script, agent.
+
+All are made by the layer's own recipes and classes, then read back and compared with each other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.layer.bitbake import LAYER, MACHINES, TASKS, Build
+
+MISSING = [name for name in ("mkimage", "mkenvimage", "mender-artifact") if not shutil.which(name)]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+
+def made(build: Build) -> dict[str, str]:
+    """What the recipes make, as text by name."""
+    image = "update-image-minimal"
+    recipes: dict[str, dict[str, Any]] = {
+        "u-boot": {"tasks": TASKS, "values": ["B"]},
+        "update-fw-env-config": {"tasks": TASKS, "values": ["D"]},
+        "update-boot-script": {"tasks": TASKS[:3], "values": ["B"]},
+        "update-agent-conf": {"tasks": TASKS, "values": ["D"]},
+        image: {
+            "tasks": ["do_rootfs"],
+            "values": ["IMAGE_ROOTFS", "WKS_FILE", "IMGDEPLOYDIR", "IMAGE_LINK_NAME"],
+        },
+    }
+    answer = build.ask(recipes)
+    assert answer.get("failed") is None
+    assert [found["failed"] for found in answer["recipes"].values() if "failed" in found] == []
+    at = {name: {k: Path(v) for k, v in found["values"].items()} for name, found in answer["recipes"].items()}
+    wks = build.layer / "wic" / at[image]["WKS_FILE"]
+    return {
+        "config": (at["u-boot"]["B"] / ".config").read_text(),
+        "fw_env": (at["update-fw-env-config"]["D"] / "etc/fw_env.config").read_text(),
+        "boot": (at["update-boot-script"]["B"] / "boot.cmd").read_text(),
+        "agent": (at["update-agent-conf"]["D"] / "etc/mender/mender.conf").read_text(),
+        "fstab": (at[image]["IMAGE_ROOTFS"] / "etc/fstab").read_text(),
+        "wks": build.expand(wks.read_text()),
+    }
+
+
+def facts(files: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Each fact, with every place that states it and what it says there."""
+    config = dict(re.findall(r"^CONFIG_(\w+)=(.*)$", files["config"], re.MULTILINE))
+    copies = [line.split() for line in files["fw_env"].splitlines() if line and not line.startswith("#")]
+    agent = json.loads(files["agent"])
+    data = next(line.split()[0] for line in files["fstab"].splitlines() if "\t/data\t" in line)
+    parts = [line for line in files["wks"].splitlines() if line.startswith("part ")]
+    raw = [line for line in parts if "--no-table" in line]
+    table = [line for line in parts if "--no-table" not in line]
+    offsets = [int(re.search(r"--offset (\d+)K", line)[1]) * 1024 for line in raw]  # type: ignore[index]
+    disk = {re.search(r"--ondisk (\S+)", line)[1] for line in parts}  # type: ignore[index]
+    roots = [n for n, line in enumerate(table, 1) if "/data" not in line and "/boot" not in line]
+    root_prefix = re.search(r"root=(\S+)\$\{update_part\}", files["boot"])
+    slots = re.findall(r"setenv mender_boot_part (\d+)", files["boot"]) + re.findall(
+        r'"\$\{mender_boot_part\}" != "(\d+)"', files["boot"]
+    )
+    return {
+        "environment offsets": {
+            "U-Boot": [int(config["ENV_OFFSET"], 0), int(config["ENV_OFFSET_REDUND"], 0)],
+            "fw_env.config": [int(copy[1], 0) for copy in copies],
+            "wks": offsets,
+        },
+        "environment size": {
+            "U-Boot": {int(config["ENV_SIZE"], 0)},
+            "fw_env.config": {int(copy[2], 0) for copy in copies},
+        },
+        "card": {
+            "fw_env.config": {copy[0] for copy in copies},
+            "wks": {f"/dev/{name}" for name in disk},
+            "agent": {re.sub(r"p?\d+$", "", agent[f"RootfsPart{slot}"]) for slot in "AB"},
+            "fstab": {re.sub(r"p?\d+$", "", data)},
+            "boot script": {re.sub(r"p?$", "", root_prefix[1]) if root_prefix else None},
+        },
+        "root partitions": {
+            "wks": roots,
+            "agent": [int(re.sub(r".*p", "", agent[f"RootfsPart{slot}"])) for slot in "AB"],
+            "boot script": sorted({int(number) for number in slots}),
+        },
+        "data partition": {
+            "wks": [n for n, line in enumerate(table, 1) if line.startswith("part /data")],
+            "fstab": [int(re.sub(r".*p", "", data))],
+        },
+        "boot partition": {
+            "wks": [n for n, line in enumerate(table, 1) if line.startswith("part /boot")],
+            "layout": [1],
+        },
+    }
+
+
+def disagreements(files: dict[str, str]) -> list[str]:
+    return [
+        f"{fact}: {places}"
+        for fact, places in facts(files).items()
+        if any(value != next(iter(places.values())) for value in places.values())
+    ]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_all_files_mean_the_same_card(tmp_path: Path, machine: str) -> None:
+    assert disagreements(made(Build(tmp_path / "build", machine=machine))) == []
+
+
+def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
+    conf = (
+        'INHERIT += "update"\nUPDATE_STORAGE = "mmcblk1"\nUPDATE_FIRST_PART_MB = "16"\n'
+        'UPDATE_UBOOT_ENV_OFFSET = "0x900000"\nUPDATE_UBOOT_ENV_OFFSET_REDUND = "0xb00000"\n'
+    )
+    files = made(Build(tmp_path / "build", conf=conf))
+    assert disagreements(files) == []
+    assert facts(files)["environment offsets"]["wks"] == [0x900000, 0xB00000]
+    assert facts(files)["card"]["agent"] == {"/dev/mmcblk1"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "fact"),
+    [
+        (
+            "recipes-bsp/update-fw-env-config/files/fw_env.config.in",
+            "@@UPDATE_UBOOT_ENV_OFFSET@@",
+            "0x410000",
+            "environment offsets",
+        ),
+        (
+            "recipes-bsp/u-boot/files/update-env.cfg",
+            "@@UPDATE_UBOOT_ENV_SIZE@@",
+            "0x8000",
+            "environment size",
+        ),
+        ("wic/ab-data.wks.in", "--label data", "--label data --no-table --offset 7000K", "data partition"),
+        (
+            "wic/ab-data.wks.in",
+            "--ondisk ${UPDATE_STORAGE} --fstype=vfat",
+            "--ondisk sda --fstype=vfat",
+            "card",
+        ),
+        ("classes-recipe/update-image.bbclass", "${UPDATE_PART_DATA} \\", "3 \\", "data partition"),
+        (
+            "recipes-core/update-agent-conf/update-agent-conf.bb",
+            'd.getVar("UPDATE_PART_B")',
+            '"4"',
+            "root partitions",
+        ),
+    ],
+)
+def test_one_wrong_place_is_found(tmp_path: Path, file: str, old: str, new: str, fact: str) -> None:
+    layer = copy_of_the_layer(tmp_path)
+    text = (layer / file).read_text()
+    assert old in text
+    (layer / file).write_text(text.replace(old, new))
+    found = disagreements(made(Build(tmp_path / "build", layer=layer)))
+    assert fact in [line.partition(":")[0] for line in found]
+
+
+def copy_of_the_layer(folder: Path) -> Path:
+    """In a repository of its own, with the agent beside it."""
+    layer = folder / "repository/meta-update"
+    shutil.copytree(LAYER, layer, symlinks=True)
+    for name in ("agent", "LICENSE"):
+        (folder / "repository" / name).symlink_to(LAYER.parent / name)
+    return layer

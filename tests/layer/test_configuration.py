@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layer's configuration, read by the real BitBake: every machine in both series, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tests.layer.bitbake import LAYER, MACHINES, SERIES, Build
+
+from update_tools.bench import layer as bench
+
+INHERIT = 'INHERIT += "update"\n'
+
+
+@pytest.mark.parametrize("series", SERIES)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_machine_in_both_series(tmp_path: Path, machine: str, series: str) -> None:
+    """All recipes parse without a message; each is there or says what it needs."""
+    answer = Build(tmp_path / "build", machine=machine, series=series).ask({"*": {"values": ["PN"]}})
+    assert answer.get("failed") is None
+    assert answer["messages"] == []
+    assert len(answer["recipes"]) >= 10
+    for name, found in answer["recipes"].items():
+        assert found.get("values") == {"PN": name}, found
+
+
+def test_machines_are_those_we_promise() -> None:
+    promised = {
+        "beaglebone",
+        "beaglebone-yocto",
+        "qemuarm64",
+        "raspberrypi3-64",
+        "raspberrypi4-64",
+        "raspberrypi5",
+    }
+    assert promised <= set(MACHINES)
+
+
+def test_a_machine_without_a_file_has_the_layout_of_all(tmp_path: Path) -> None:
+    values = Build(tmp_path / "build", machine="unheard-of").ask()["values"]
+    assert values["UPDATE_STORAGE_PART"] == "/dev/mmcblk0p"
+    assert values["UPDATE_DEVICE_TYPE"] == "unheard-of"
+
+
+def test_a_products_local_conf_wins_over_the_machine(tmp_path: Path) -> None:
+    conf = f'{INHERIT}UPDATE_ROOTFS_SIZE_MB = "1024"\nUPDATE_CONSOLE = "ttyS9"\n'
+    values = Build(tmp_path / "build", machine="raspberrypi5", conf=conf).ask()["values"]
+    assert (values["UPDATE_ROOTFS_SIZE_MB"], values["UPDATE_CONSOLE"]) == ("1024", "ttyS9")
+
+
+def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
+    """What yocto-check-layer asks: the layer alone adds no override, no append, nothing else."""
+    answer = Build(tmp_path / "build", conf="").ask(
+        {"*": {"flags": ["do_configure[postfuncs", "do_install[postfuncs"]}},
+        values=["OVERRIDES", "WKS_SEARCH_PATH", "BBPATH"],
+    )
+    assert answer.get("failed") is None
+    assert "update" not in answer["values"]["OVERRIDES"].split(":")
+    assert answer["values"]["WKS_SEARCH_PATH"] == answer["values"]["BBPATH"]
+    u_boot = answer["recipes"]["u-boot"]
+    assert u_boot["flags"] == {"do_configure[postfuncs": None, "do_install[postfuncs": None}
+    skipped = {name for name, found in answer["recipes"].items() if "INHERIT" in found.get("skipped", "")}
+    assert skipped == {
+        "update-agent-conf",
+        "update-boot-script",
+        "update-data",
+        "update-fw-env-config",
+        "update-image-dev",
+        "update-image-minimal",
+        "update-uboot-env",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('UPDATE_UBOOT_ENV_OFFSET_REDUND = "0x402000"', "overlap"),
+        ('UPDATE_UBOOT_ENV_OFFSET_REDUND = "0x7fe000"', "after the first partition begins"),
+        ('UPDATE_UBOOT_ENV_OFFSET = "0x200"', "partition table and boot loader"),
+        ('UPDATE_UBOOT_ENV_OFFSET = "0x400200"', "not a multiple of 1 KiB"),
+        ('UPDATE_UBOOT_ENV_SIZE = "16K"', '"16K" is not a whole number'),
+        ('UPDATE_PART_B = "4"', "wic/ab-data.wks.in makes them 1, 2, 3, 4"),
+        ('UPDATE_PART_A_HEX = "c"', "is not 2 in hexadecimal"),
+        ('UPDATE_BOOTLIMIT = "9"', "not 1 to 8"),
+        ('UPDATE_ROOTFS_SIZE_MB = "0"', "must be more than 0"),
+        ('UPDATE_ARTIFACT_NAME = "two words"', "must be one word"),
+        (
+            'UPDATE_ROOTFS_SIZE = "512"',
+            "UPDATE_ROOTFS_SIZE is not a variable of this layer; UPDATE_ROOTFS_SIZE_MB?",
+        ),
+    ],
+)
+def test_a_wrong_fact_stops_the_build(tmp_path: Path, line: str, complaint: str) -> None:
+    answer = Build(tmp_path / "build", conf=f"{INHERIT}{line}\n").ask()
+    assert complaint in answer["failed"]
+    assert "MACHINE virt64 is not set up right" in answer["failed"]
+
+
+@pytest.mark.parametrize("machine", ["virt64", "qemuarm64"])
+def test_the_virtual_boards_read_what_bitbake_reads(tmp_path: Path, machine: str) -> None:
+    """The bench reads conf/update by itself: it must come to the same values."""
+    real = Build(tmp_path / "build", machine=machine).ask()["values"]
+    ours = {name: value for name, value in bench.variables(machine).items() if name.startswith("UPDATE_")}
+    assert ours == {name: real[name] for name in ours}
+    assert len(ours) > 20
+
+
+def test_every_variable_is_in_the_readme() -> None:
+    documented = re.findall(
+        r"^(UPDATE_\w+)\[doc\]", (LAYER / "conf/update/documentation.inc").read_text(), re.MULTILINE
+    )
+    readme = (LAYER / "README.md").read_text()
+    assert [name for name in documented if f"`{name}`" not in readme] == []
+    assert len(documented) == len(set(documented)) > 30
