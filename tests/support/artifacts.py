@@ -206,6 +206,8 @@ class SigningKey:
         }[kind]
         private, public = directory / f"{name}-{kind}.pem", directory / f"{name}-{kind}.pub"
         _openssl("genpkey", *options, "-out", str(private))
+        if kind != "ed25519":  # mender-artifact 3.9 reads PKCS#1 and SEC1, not PKCS#8
+            private.write_bytes(_openssl("pkey", "-in", str(private), "-traditional"))
         _openssl("pkey", "-in", str(private), "-pubout", "-out", str(public))
         return cls(kind, private, public)
 
