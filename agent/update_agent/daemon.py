@@ -337,9 +337,8 @@ class Daemon(Machine):
             wake = self.pool.next_deadline(
                 now, self.update.id, self.config.map_poll_interval_s, retry_at=retry_at
             )
-            if wake.at <= now:
+            if wake.at <= now or not self.context.loop.wait_for_change(wake.at):
                 return wake.then == "refresh"
-            self.context.loop.wait_for_change(wake.at)
 
     def _refresh(self, step: Step, *, paused: bool) -> str:
         """Fetch the deployment's map. Empty when the pool is up to date, else why the update must fail.

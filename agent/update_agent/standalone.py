@@ -83,6 +83,8 @@ class Standalone(Machine):
             return FAILED
         if self._has_failed:
             self.flags.add("Failed")
+        if self._is_rolled_back:
+            self.flags.add("RolledBack")
         return self._run(start or IN_STATE[self._in_state])
 
     def _run(self, start: str) -> int:

@@ -112,7 +112,7 @@ class Peer:
             self._journal.note("map_refresh:404")
             return 404, b'{"error":"no such deployment"}'
         self._journal.note("map_refresh:200")
-        return 200, json.dumps({"id": DEPLOYMENT_ID, **self._map}).encode()
+        return 200, json.dumps({"update_control_map": {"id": DEPLOYMENT_ID, **self._map}}).encode()
 
     def _point(self) -> str:
         """The control point the agent is at, by the statuses it has sent."""

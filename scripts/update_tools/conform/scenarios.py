@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 _STALL_S = 60  # no new journal line for so long: nothing will come any more
+_GRACE_S = 2  # for processes that die with the agent
 _TICK_S = 0.01
 _PROGRESS = re.compile(r"^\d+ %$")
 
@@ -164,25 +165,32 @@ class _Device:
         assert self.agent is not None
         return os.waitid(os.P_PID, self.agent.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def power_off(self) -> list[int]:
-        """End the agent, then what it started, at once. Returns what was still running beside it."""
+    def left_running(self) -> bool:
+        """True if something that the agent started is alive, some time after the agent itself has ended."""
+        assert self.agent is not None
+        deadline = time.monotonic() + _GRACE_S
+        while any(pid != self.agent.pid for pid in leftovers(self.agent.pid)):
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(_TICK_S)
+        return False
+
+    def power_off(self) -> None:
+        """End the agent, then what it started, at once."""
         if self.agent is None:
-            return []
+            return
         session = self.agent.pid
         os.kill(session, signal.SIGKILL)
-        first = rest = [pid for pid in leftovers(session) if pid != session]
-        while rest:
-            for pid in rest:
+        while running := [pid for pid in leftovers(session) if pid != session]:
+            for pid in running:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
-            rest = [pid for pid in leftovers(session) if pid != session]
         self.agent.wait()
         if self.agent.stdout is not None:
             self.agent.stdout.close()
         self.agent = None
-        return first
 
     def request(self) -> str:
         """The next thing a script asks for; empty if there is none."""
@@ -230,14 +238,12 @@ class _Daemon(_Device):
             elif self.has_ended():
                 raise Difference("the agent has ended")
             self.wait_a_moment()
-        running = self._stop()
+        self._stop()
         found = traces.canonical(self.lab.journal.trace())
         _compare(scenario["expect"], found)
         name = scenario["expect"].get("artifact_name", self.lab.artifact_name())
         if self.lab.artifact_name() != name:
             raise Difference(f"artifact name: expected {name}, found {self.lab.artifact_name()}")
-        if running:
-            raise Difference("processes of scripts or modules were left running")
 
     def _restart(self, request: str) -> None:
         self.power_off()
@@ -261,8 +267,8 @@ class _Daemon(_Device):
             raise UpdateError(f"unknown control event {kind!r}")
         self.lab.journal.note(f"event:{kind}")
 
-    def _stop(self) -> list[int]:
-        """Stop the agent as the service manager does. Returns what it left running."""
+    def _stop(self) -> None:
+        """Stop the agent as the service manager does. Raises Difference if it leaves something running."""
         assert self.agent is not None
         os.kill(self.agent.pid, signal.SIGTERM)
         deadline = time.monotonic() + _STALL_S
@@ -270,7 +276,9 @@ class _Daemon(_Device):
             if time.monotonic() > deadline:
                 raise Difference("the agent did not end on SIGTERM")
             time.sleep(_TICK_S)
-        return self.power_off()
+        if self.left_running():
+            raise Difference("processes of scripts or modules were left running")
+        self.power_off()
 
 
 class _Standalone(_Device):
@@ -323,10 +331,11 @@ class _Standalone(_Device):
             self.wait_a_moment()
         assert agent.stdout is not None
         lines = agent.stdout.read().splitlines()
-        if self.power_off():
+        if self.left_running():
             raise Difference("processes of scripts or modules were left running")
         if "Installing artifact..." in lines:
             lines = lines[lines.index("Installing artifact...") + 1 :]
+        self.power_off()
         return agent.returncode, [line for line in lines if not _PROGRESS.match(line)]
 
 

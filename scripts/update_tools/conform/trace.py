@@ -22,7 +22,7 @@ _END = re.compile(r"^Deployment \S+ (?:succeeded|failed)|^No answer to the deplo
 _EVENTS = (
     (re.compile(r"^State script \S+ wants to be run again later"), "retry_wait"),
     (
-        re.compile(r"^\w+: state script \S+ asked to be run again later for .* that is enough"),
+        re.compile(r"^\w+: state script \S+ wanted another run for"),
         "retry_timeout",
     ),
     (re.compile(r"^State script \S+ ran into its time limit"), "timeout"),
