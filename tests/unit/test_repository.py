@@ -31,7 +31,18 @@ NO_SPDX_LINE = (
 MIT = ("meta-update/", "kas/")
 
 # Modules that the idle daemon never imports: they live in a child that ends, or behind a switch.
-NOT_RESIDENT = {"artifact", "bus", "connection", "ctl", "keys", "native", "server", "signature", "transfer"}
+NOT_RESIDENT = {
+    "artifact",
+    "bus",
+    "connection",
+    "ctl",
+    "intake",
+    "keys",
+    "native",
+    "server",
+    "signature",
+    "transfer",
+}
 # What a resident module may import; zlib for the checksum of the saved state.
 RESIDENT_IMPORTS = "__future__, errno, fcntl, io, json, os, select, signal, stat, struct, sys, time, zlib"
 
