@@ -18,10 +18,15 @@ if TYPE_CHECKING:
             """Return those of `fds` that are readable, or [] when time.monotonic() reached `deadline`."""
 
 
+_LONGEST_MS = (
+    24 * 3600 * 1000.0
+)  # poll() takes no more than 31 bits; a deadline may be far away, even infinite
+
+
 def _poll(poller: select.poll, deadline: float | None) -> list[int]:
     """Readable descriptors; [] when the deadline has passed."""
     while True:
-        left_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        left_ms = None if deadline is None else min(max(0.0, deadline - time.monotonic()) * 1000, _LONGEST_MS)
         # Round up: waking a millisecond early would spin until the deadline.
         ready = [fd for fd, _ in poller.poll(None if left_ms is None else int(left_ms) + 1)]
         if ready or (deadline is not None and time.monotonic() >= deadline):
@@ -37,7 +42,7 @@ def plain_wait(fds: Iterable[int], deadline: float | None) -> list[int]:
 
 
 class Loop:
-    """Waiting that keeps serving the daemon's other descriptors (signals, D-Bus, control socket).
+    """Waiting that keeps serving the daemon's other descriptors (signals, D-Bus, control socket) and timers.
 
     Callbacks run between two waits, never during one another. `wake()` ends a `wait_for_change` early; it is
     how a callback tells the machine that something it decides on has changed.
@@ -45,8 +50,10 @@ class Loop:
 
     def __init__(self) -> None:
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self._timers: dict[Callable[[], None], float] = {}
         # A forked child that waits with this loop must not take the parent's signals and D-Bus messages.
         os.register_at_fork(after_in_child=self._callbacks.clear)
+        os.register_at_fork(after_in_child=self._timers.clear)
         self._woken = False
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
@@ -57,6 +64,17 @@ class Loop:
         """Forget `fd`; unknown descriptors are fine."""
         self._callbacks.pop(fd, None)
 
+    def call_at(self, at: float, callback: Callable[[], None]) -> None:
+        """Call `callback` once when time.monotonic() has reached `at` and something waits.
+
+        A callback has one time: the last one given counts.
+        """
+        self._timers[callback] = at
+
+    def cancel(self, callback: Callable[[], None]) -> None:
+        """Do not call `callback` at its time; unknown ones are fine."""
+        self._timers.pop(callback, None)
+
     def wake(self) -> None:
         """End a `wait_for_change` that is going on, or the next one."""
         self._woken = True
@@ -65,27 +83,36 @@ class Loop:
         """As `plain_wait`, while the watched descriptors are served."""
         wanted = list(fds)
         while True:
-            ready = plain_wait([*wanted, *self._callbacks], deadline)
-            for fd in ready:
-                callback = self._callbacks.get(fd)
-                if callback is not None:
-                    callback()
+            ready = self._serve(wanted, deadline)
             mine = [fd for fd in ready if fd in wanted]
-            if mine or not ready:
+            if mine or (not ready and _is_past(deadline)):
                 return mine
 
     def wait_for_change(self, deadline: float | None) -> bool:
         """Serve the watched descriptors until `wake` was called (True) or the deadline passed (False)."""
         while not self._woken:
-            ready = plain_wait(self._callbacks, deadline)
-            for fd in ready:
-                callback = self._callbacks.get(fd)
-                if callback is not None:
-                    callback()
-            if not ready:
+            if not self._serve((), deadline) and not self._woken and _is_past(deadline):
                 return False
         self._woken = False
         return True
+
+    def _serve(self, fds: Iterable[int], deadline: float | None) -> list[int]:
+        """Wait once, for anything; run the callbacks it is for. Returns all that is readable."""
+        times = [*self._timers.values()] if deadline is None else [deadline, *self._timers.values()]
+        ready = plain_wait([*fds, *self._callbacks], min(times, default=None))
+        for fd in ready:
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                callback()
+        now = time.monotonic()
+        for timer in [timer for timer, at in self._timers.items() if at <= now]:
+            if self._timers.pop(timer, None) is not None:
+                timer()
+        return ready
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
 class Signals:

@@ -129,6 +129,7 @@ class Store:
             self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self.unlock()
             if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
                 raise StoreError(
                     "another update process is at work", hint="is the daemon in an update?"
@@ -176,6 +177,21 @@ class Store:
                 hint="is the data partition mounted, writable and not full?",
             ) from error
         self._values = values
+
+    def amend(self, changes: Mapping[str, str | None]) -> None:
+        """`write` at any time, also between updates: what another process has saved meanwhile stays.
+
+        Raises StoreError, changing nothing, while another process carries out an update.
+        """
+        if self._lock_fd >= 0:
+            self.write(changes)
+            return
+        self.lock()
+        try:
+            self.reload()
+            self.write(changes)
+        finally:
+            self.unlock()
 
     def _keep_previous(self) -> None:
         previous = f"{self.path}.previous"

@@ -93,3 +93,45 @@ def test_signals_are_remembered_until_taken() -> None:
             signal.signal(number, handler)
         for fd in list(loop._callbacks):
             os.close(fd)
+
+
+def test_a_timer_is_called_once_at_its_time_while_something_waits(pipes: list[tuple[int, int]]) -> None:
+    (one, one_in), _ = pipes
+    loop = Loop()
+    called = []
+
+    def ring() -> None:
+        called.append(time.monotonic())
+        os.write(one_in, b"x")
+
+    at = soon()
+    loop.call_at(at, ring)
+    assert loop.wait([one], None) == [one]
+    assert called[0] >= at
+    assert loop.wait([], soon()) == []
+    assert len(called) == 1
+
+
+def test_a_timer_that_was_moved_or_cancelled() -> None:
+    loop = Loop()
+    called: list[int] = []
+
+    def ring() -> None:
+        called.append(1)
+
+    loop.call_at(time.monotonic(), ring)
+    loop.call_at(time.monotonic() + 3600, ring)
+    assert loop.wait([], soon()) == []
+    loop.call_at(time.monotonic(), ring)
+    loop.cancel(ring)
+    loop.cancel(ring)
+    assert loop.wait([], soon()) == []
+    assert called == []
+
+
+def test_a_timer_can_end_a_wait_for_change_that_has_no_deadline() -> None:
+    loop = Loop()
+    loop.call_at(soon(), loop.wake)
+    assert loop.wait_for_change(None)
+    loop.call_at(soon(), loop.wake)
+    assert loop.wait_for_change(float("inf"))
