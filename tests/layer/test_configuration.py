@@ -85,6 +85,7 @@ def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
         ('UPDATE_PART_A_HEX = "c"', "is not 2 in hexadecimal"),
         ('UPDATE_BOOTLIMIT = "9"', "not 1 to 8"),
         ('UPDATE_ROOTFS_SIZE_MB = "0"', "must be more than 0"),
+        ('UPDATE_SIGNED = "1"', "UPDATE_SIGNED is 1, but UPDATE_VERIFY_KEYS is not set"),
         ('UPDATE_ARTIFACT_NAME = "two words"', "must be one word"),
         (
             'UPDATE_ROOTFS_SIZE = "512"',

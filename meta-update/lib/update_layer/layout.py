@@ -44,6 +44,9 @@ def problems(values: Mapping[str, str | None]) -> list[str]:
             found.append(f"UPDATE_BOOTLIMIT = {numbers['UPDATE_BOOTLIMIT']} is not 1 to 8")
     if not re.fullmatch(r"[^\s/\"']+", values.get("UPDATE_ARTIFACT_NAME") or ""):
         found.append('UPDATE_ARTIFACT_NAME must be one word, for example "product-1.4.0"')
+    if values.get("UPDATE_SIGNED") == "1":
+        keys = ("UPDATE_SIGNING_KEY", "UPDATE_VERIFY_KEYS")
+        found += [f"UPDATE_SIGNED is 1, but {name} is not set" for name in keys if not values.get(name)]
     return found
 
 
