@@ -34,7 +34,8 @@ UPDATE_UBOOT_ENV_IMAGE ??= "${DEPLOY_DIR_IMAGE}/update-uboot-env.bin"
 BB_SIGNATURE_LOCAL_DIRS_EXCLUDE ??= "CVS .bzr .git .hg .osc .p4 .repo .svn"
 BB_SIGNATURE_LOCAL_DIRS_EXCLUDE:append = " __pycache__"
 
-WKS_SEARCH_PATH:append = ":${UPDATE_LAYERDIR}/wic"
+# Where 6.0 looks by itself; 5.0 looks elsewhere.
+WKS_SEARCH_PATH:append = ":${UPDATE_LAYERDIR}/files/wic"
 
 # All that is wrong, in one message, before anything is parsed with it.
 addhandler update_check_layout

@@ -36,7 +36,7 @@ def made(build: Build) -> dict[str, str]:
     assert answer.get("failed") is None
     assert [found["failed"] for found in answer["recipes"].values() if "failed" in found] == []
     at = {name: {k: Path(v) for k, v in found["values"].items()} for name, found in answer["recipes"].items()}
-    wks = build.layer / "wic" / at[image]["WKS_FILE"]
+    wks = build.layer / "files/wic" / at[image]["WKS_FILE"]
     return {
         "config": (at["u-boot"]["B"] / ".config").read_text(),
         "fw_env": (at["update-fw-env-config"]["D"] / "etc/fw_env.config").read_text(),
@@ -135,9 +135,9 @@ def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
             "0x8000",
             "environment size",
         ),
-        ("wic/ab-data.wks.in", "--label data", "--label data --no-table --offset 7000K", "data partition"),
+        ("files/wic/ab-data.wks.in", "--label data", "--label data --no-table --offset 7000K", "data partition"),
         (
-            "wic/ab-data.wks.in",
+            "files/wic/ab-data.wks.in",
             "--ondisk ${UPDATE_STORAGE} --fstype=vfat",
             "--ondisk sda --fstype=vfat",
             "card",

@@ -81,7 +81,7 @@ def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
         ('UPDATE_UBOOT_ENV_OFFSET = "0x200"', "partition table and boot loader"),
         ('UPDATE_UBOOT_ENV_OFFSET = "0x400200"', "not a multiple of 1 KiB"),
         ('UPDATE_UBOOT_ENV_SIZE = "16K"', '"16K" is not a whole number'),
-        ('UPDATE_PART_B = "4"', "wic/ab-data.wks.in makes them 1, 2, 3, 4"),
+        ('UPDATE_PART_B = "4"', "files/wic/ab-data.wks.in makes them 1, 2, 3, 4"),
         ('UPDATE_PART_A_HEX = "c"', "is not 2 in hexadecimal"),
         ('UPDATE_BOOTLIMIT = "9"', "not 1 to 8"),
         ('UPDATE_ROOTFS_SIZE_MB = "0"', "must be more than 0"),
