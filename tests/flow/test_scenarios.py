@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scenarios of the specification against the real agent: some of each kind here, all of them with
+
+scripts/conform scenarios --jobs 2 ../shared/spec/scenarios.json
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from update_agent.errors import UpdateError
+from update_tools.conform import lab, scenarios
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT.parent / "shared" / "spec" / "scenarios.json"
+Json = dict[str, Any]
+CHOSEN = (
+    "t-normal-flow-idle-sync-idle",
+    "t-normal-flow-downloadwithfilesizesyes",
+    "t-normal-install-no-reboot-no-rollback",
+    "t-error-in-artifactinstall",
+    "t-killed-in-artifactinstall",
+    "t-error-in-artifactverifyreboot",
+    "t-killed-in-artifactrollbackreboot",
+    "t-killed-in-cleanup",
+    "t-error-in-artifactinstall-depends-check",
+    "t-killed-in-artifactcommit-leave-00",
+    "t-error-in-artifactcommit-leave-00",
+    "t-hang-in-download-state",
+    "t-aborted-update-before-install",
+    "t-completely-non-writable-database",
+    "auto-reboot-verify-error",
+    "retry-ok-artifactinstall-enter-00",
+    "retry-expired-in-error-script",
+    "script-timeout-artifactfailure-enter-00",
+    "order-error-scripts-all-run",
+    "names-invalid-ignored",
+    "artifact-script-version-corrupted",
+    "abort-at-precommit-no-reboot",
+    "unreachable-final-temporarily",
+    "reboot-loop-in-commit-leave",
+    "sync-leave-fails-with-update",
+    "bad-signature",
+    "query-reboot-error-in-rollback",
+    "control-server-pause-all",
+    "control-kill-while-paused-artifactcommit",
+    "control-refresh-error-then-ok",
+    "standalone-install-rollback",
+    "standalone-empty-payload",
+    "standalone-stop-before-artifactcommit-leave",
+    "standalone-killed-in-failure-then-rollback",
+)
+
+
+@pytest.fixture(scope="module")
+def by_id() -> dict[str, Json]:
+    if not FILE.exists() and os.environ.get("CI") != "true":
+        pytest.skip("the specification is not beside this repository")
+    return {scenario["id"]: scenario for scenario in scenarios.load(str(FILE))}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_scenario(by_id: dict[str, Json], name: str) -> None:
+    scenarios.play(by_id[name])
+
+
+def test_every_category_is_chosen(by_id: dict[str, Json]) -> None:
+    chosen = {by_id[name]["category"] for name in CHOSEN}
+    assert chosen == {scenario["category"] for scenario in by_id.values()}
+
+
+# The player itself: it must see what is not as expected
+
+
+def drop_last_script(scenario: Json) -> None:
+    trace = scenario["expect"]["trace"]
+    del trace[max(index for index, event in enumerate(trace) if event.startswith("script:"))]
+
+
+def add_to_the_end(scenario: Json) -> None:
+    scenario["expect"]["trace"].append("logs")
+
+
+def another_name(scenario: Json) -> None:
+    scenario["expect"]["artifact_name"] = "old"
+
+
+def only_statuses(scenario: Json) -> None:
+    scenario["expect"] = {"statuses": ["downloading", "installing", "success"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop_last_script, "expected module:Cleanup, found script:ArtifactCommit_Leave_00"),
+        (add_to_the_end, "expected logs, found the end"),
+        (another_name, "artifact name: expected old, found new"),
+        (only_statuses, "statuses line 3: expected success, found rebooting"),
+    ],
+)
+def test_a_difference_is_seen(by_id: dict[str, Json], change: Callable[[Json], None], words: str) -> None:
+    scenario = copy.deepcopy(by_id["t-normal-install"])
+    change(scenario)
+    with pytest.raises(scenarios.Difference, match=words):
+        scenarios.play(scenario)
+
+
+def test_processes_left_running_are_seen(by_id: dict[str, Json], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab, "_MODULE", "sleep 600 &\n" + lab._MODULE)
+    monkeypatch.setattr(scenarios, "_GRACE_S", 0.1)
+    with pytest.raises(scenarios.Difference, match="left running"):
+        scenarios.play(by_id["standalone-no-rollback-autocommit"])
+
+
+def conform(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [ROOT / "scripts/conform", "scenarios", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_cannot_be_played_is_skipped_and_counted(by_id: dict[str, Json]) -> None:
+    result = conform(FILE, "--only", "control-approve-once")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == "0 passed, 0 failed, 1 skipped"
+    assert by_id["control-approve-once"]["given"]["local_maps"]
+
+
+def test_a_failure_is_an_exit_code(by_id: dict[str, Json], tmp_path: Path) -> None:
+    scenario = copy.deepcopy(by_id["standalone-empty-payload"])
+    scenario["expect"]["artifact_name"] = "old"
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"scenarios": [scenario, by_id["standalone-wrong-device-type"]]}))
+    result = conform("--jobs", "2", path)
+    assert result.returncode == 1
+    assert "FAIL standalone-empty-payload" in result.stdout
+    assert result.stdout.splitlines()[-1] == "1 passed, 1 failed"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"scenarios": []}', '{"scenarios": [{"id": "x"}]}'])
+def test_a_file_without_scenarios_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(UpdateError, match=str(path)):
+        scenarios.load(str(path))
