@@ -17,6 +17,7 @@ import signal
 import time
 
 from update_agent.errors import PayloadError
+from update_agent.files import remove_tree
 from update_agent.loop import plain_wait
 
 TYPE_CHECKING = False
@@ -36,47 +37,41 @@ _OPENED_GRACE_MS = 100
 
 
 class _Opening:
-    """A FIFO being opened for writing: `fd` is readable when the module has opened it for reading."""
+    """A FIFO being opened for writing: `fd` is readable when the module has opened it for reading.
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    `handle` is an O_PATH descriptor of it. Not its name: that may lead elsewhere when the module tampers with
+    it, and `cancel` must reach the thread.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._path = f"/proc/self/fd/{handle}"
         self._opened = -1
         self._error = ""
-        # Opened through this handle, not by name: `cancel` must reach the thread if the module removes it.
-        try:
-            self._handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise PayloadError(f"cannot open {path}: {reason}", hint="did the module remove it?") from error
         self.fd, self._signal = os.pipe2(os.O_CLOEXEC)
         _thread.start_new_thread(self._open, ())
 
     def _open(self) -> None:
         try:
-            self._opened = os.open(f"/proc/self/fd/{self._handle}", os.O_WRONLY | os.O_CLOEXEC)
+            self._opened = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             self._error = os.strerror(error.errno or 0)
         os.close(self._signal)  # the end of the pipe is the signal
 
     def take(self) -> int:
         """The descriptor, once `fd` is readable. Raises PayloadError if it could not be opened."""
-        self._close()
+        os.close(self.fd)
         if self._opened < 0:
-            raise PayloadError(f"cannot open {self._path}: {self._error}")
+            raise PayloadError(f"cannot open a FIFO of the update module: {self._error}")
         return self._opened
 
     def cancel(self) -> None:
         """End the thread: be the reader it waits for."""
-        reader = os.open(f"/proc/self/fd/{self._handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        reader = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.read(self.fd, 1)
         os.close(reader)
-        self._close()
+        os.close(self.fd)
         if self._opened >= 0:
             os.close(self._opened)
-
-    def _close(self) -> None:
-        os.close(self.fd)
-        os.close(self._handle)
 
 
 class _BrokenStream(Exception):
@@ -87,6 +82,13 @@ def _is_readable(fd: int, timeout_ms: int) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(timeout_ms))
+
+
+def _closed(fd: int) -> int:
+    """-1 in place of a descriptor that is now closed."""
+    if fd >= 0:
+        os.close(fd)
+    return -1
 
 
 class Streams:
@@ -101,7 +103,8 @@ class Streams:
         self._tree = tree
         self._files = files
         self._with_sizes = with_sizes
-        self._next = os.path.join(tree, "stream-next")
+        self._next = -1
+        self._stream = -1
         self._directory = os.path.join(tree, "streams")
         self._opening: _Opening | None = None
         self._fd = -1
@@ -112,14 +115,16 @@ class Streams:
         self.was_asked = False
         self.is_done = False
         self.progress = "nothing"
-        self._make(self._next)
+        self._next = self._make(os.path.join(tree, "stream-next"))
 
-    def _make(self, path: str) -> None:
+    def _make(self, path: str) -> int:
+        """A new FIFO and an O_PATH descriptor of it."""
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             if os.path.lexists(path):
                 os.unlink(path)
             os.mkfifo(path, 0o600)
+            return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise PayloadError(f"cannot make the FIFO {path}: {os.strerror(error.errno or 0)}") from error
 
@@ -184,24 +189,24 @@ class Streams:
         self.was_asked = True
         for file in self._files:
             name = safe_name(file.name)
-            path = os.path.join(self._directory, name)
-            self._make(path)
+            self._stream = self._make(os.path.join(self._directory, name))
             if self._fd < 0:  # not for the first file, whose stream-next is open already
                 yield from self._open(self._next)
             line = f"streams/{name} {file.size}\n" if self._with_sizes else f"streams/{name}\n"
             self.progress = f"at {line.strip()}"
             self._write(line.encode())
-            self._close_fd()
-            yield from self._open(path)
+            self._fd = _closed(self._fd)
+            yield from self._open(self._stream)
             yield from self._feed(file)
-            self._close_fd()
+            self._fd = _closed(self._fd)
+            self._stream = _closed(self._stream)
         if self._fd < 0:
             yield from self._open(self._next)
-        self._close_fd()  # the empty read: that was all
+        self._fd = _closed(self._fd)  # the empty read: that was all
         self.is_done = True
 
-    def _open(self, path: str) -> Generator[Wanted, None, None]:
-        self._opening = _Opening(path)
+    def _open(self, handle: int) -> Generator[Wanted, None, None]:
+        self._opening = _Opening(handle)
         yield self._opening.fd, select.POLLIN
         opening, self._opening = self._opening, None
         self._fd = opening.take()
@@ -230,11 +235,6 @@ class Streams:
         except BrokenPipeError as error:
             raise _BrokenStream from error
 
-    def _close_fd(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
     # After the module
 
     def end(self) -> None:
@@ -253,12 +253,12 @@ class Streams:
             self._opening = None
         if self._talk is not None:
             self._talk.close()
-        self._close_fd()
+        self._fd = _closed(self._fd)
+        self._next = _closed(self._next)
+        self._stream = _closed(self._stream)
         signal.signal(signal.SIGPIPE, self._sigpipe)
         try:
-            os.unlink(self._next)
-            for name in os.listdir(self._directory):
-                os.unlink(os.path.join(self._directory, name))
-            os.rmdir(self._directory)
+            remove_tree(self._directory)
+            remove_tree(os.path.join(self._tree, "stream-next"))
         except OSError:
-            pass  # not there, or the module's doing; Cleanup deletes the whole tree
+            pass  # the module's doing; Cleanup deletes the whole tree

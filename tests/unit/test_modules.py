@@ -17,7 +17,6 @@ from update_agent.config import Config
 from update_agent.errors import ArtifactError, PayloadError
 from update_agent.log import Log
 from update_agent.loop import plain_wait
-from update_agent.payload import Tree
 
 # What a module does that takes its payload as streams, in the order of the protocol.
 STREAM = """
@@ -101,67 +100,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     while len(os.listdir("/proc/self/task")) > tasks and time.monotonic() < deadline:
         os.sched_yield()
     assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == (descriptors, tasks)
-
-
-# Finding
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "../v3/thing", "a/b", "a\0b"])
-def test_names_that_leave_the_directory(bench: Bench, name: str) -> None:
-    with pytest.raises(PayloadError, match="cannot be the name of an update module"):
-        bench.find(name)
-
-
-def test_missing_and_not_executable(bench: Bench) -> None:
-    (Path(bench.config.modules_dir()) / "plain").write_text("")
-    for name in ("missing", "plain"):
-        with pytest.raises(
-            PayloadError, match=rf"Update Module not found for given artifact type: \S+/v3/{name} "
-        ):
-            bench.find(name)
-
-
-def test_rootfs_image_is_built_in(bench: Bench) -> None:
-    assert bench.find("rootfs-image").query("NeedsArtifactReboot") == "Automatic"
-
-
-# Tree
-
-
-def test_the_tree(bench: Bench) -> None:
-    (bench.tree / "old").mkdir(parents=True)
-    bench.module()
-    content = {
-        str(path.relative_to(bench.tree)): path.read_text()
-        for path in bench.tree.rglob("*")
-        if path.is_file()
-    }
-    assert content == {
-        "version": "3\n",
-        "current_artifact_name": "v1\n",
-        "current_artifact_group": "",
-        "current_device_type": "virt64\n",
-        "header/artifact_name": "v2",
-        "header/artifact_group": "g2",
-        "header/payload_type": "thing",
-        "header/header-info": '{ "a":1}',
-        "header/type-info": '{"type": "thing"}',
-        "header/meta-data": '{"k": 1}',
-    }
-    assert bench.left == [
-        "current_artifact_group",
-        "current_artifact_name",
-        "current_device_type",
-        "header",
-        "tmp",
-        "version",
-    ]
-
-
-def test_a_tree_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(PayloadError, match=r"cannot make the update module's file tree .* data partition"):
-        Tree(str(tmp_path / "file" / "tree")).create(Header(), {})
 
 
 # Calls
@@ -399,21 +337,18 @@ def test_a_module_that_tampers_with_its_tree_does_not_hang_us(bench: Bench, body
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    "body",
     [
-        ("rm -r streams stream-next", "before it had taken the whole payload"),
-        ("cat streams/one > /dev/null; rm -r streams stream-next", "before it had taken the whole payload"),
-        ("rm stream-next; cat streams/one > /dev/null; sleep 1", "cannot open .*stream-next: No such file"),
-        (
-            "rm stream-next; mkdir stream-next; cat streams/one > /dev/null; sleep 1",
-            "cannot open .*stream-next: Is a directory",
-        ),
-        ("cat streams/one > /dev/null; rm -r ../tree", "before it had taken the whole payload"),
+        "rm -r streams stream-next",
+        "cat streams/one > /dev/null; rm -r streams stream-next",
+        "rm stream-next; cat streams/one > /dev/null; sleep 0.2",
+        "rm stream-next; mkdir stream-next; cat streams/one > /dev/null; sleep 0.2",
+        "cat streams/one > /dev/null; rm -r ../tree; sleep 0.2",
     ],
 )
-def test_a_module_that_tampers_with_its_streams_is_told(bench: Bench, body: str, message: str) -> None:
+def test_a_module_that_tampers_with_its_streams_is_told(bench: Bench, body: str) -> None:
     module = bench.module(Download=f"cat stream-next > /dev/null; {body}")
-    with pytest.raises(PayloadError, match=message):
+    with pytest.raises(PayloadError, match="exited with 0 before it had taken the whole payload"):
         module.download(iter([File("one", b"1" * 300_000), File("two", b"2")]))
     module.cleanup()
     assert not bench.tree.exists()
