@@ -241,13 +241,19 @@ def result_text(flags: set[str]) -> list[str]:
     lines = []
     if "AutoCommitWanted" in flags and flags & {"Committed", "CommitFailed"}:
         lines.append("Update Module doesn't support rollback. Committing immediately.")
-    if "Failed" in flags and not flags & {"FailedInPostCommit", "CleanupFailed"}:
-        operations = {
-            "DownloadFailed": "Streaming failed.",
-            "InstallFailed": "Installation failed.",
-            "CommitFailed": "Committing failed.",
-        }
-        lines += [text for flag, text in operations.items() if flag in flags][:1]
+    after_commit = flags & {"FailedInPostCommit", "CleanupFailed"}  # failures that leave it committed
+    operations = {
+        "DownloadFailed": "Streaming failed.",
+        "InstallFailed": "Installation failed.",
+        "CommitFailed": "Committing failed.",
+    }
+    if "FailedInPostCommit" in flags:
+        del operations["CommitFailed"]
+    failed = [text for flag, text in operations.items() if flag in flags]
+    if failed:
+        lines.append(failed[0])
+    elif "Failed" in flags and not (after_commit and "Committed" in flags):
+        pass  # what became of the device is said below
     elif "Committed" in flags:
         lines.append("Installed and committed." if "Installed" in flags else "Committed.")
     elif "Installed" in flags:
