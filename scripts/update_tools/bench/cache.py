@@ -26,7 +26,9 @@ def key(*parts: str | bytes | Path) -> str:
     """A name for a result that depends on these texts, bytes, and contents of files."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        data = (
+            part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        )
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()[:20]
 

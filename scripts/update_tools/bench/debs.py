@@ -40,7 +40,9 @@ def host_sources(etc: Path = ETC) -> list[Source]:
     """The host's sources whose suites are its own Debian release; other vendors' archives are left out."""
     release = re.search(r"^VERSION_CODENAME=(\w+)", (etc / "os-release").read_text(), re.MULTILINE)
     if not release:
-        raise BenchError(f"{etc}/os-release names no release", hint="the bench is made from Debian's packages")
+        raise BenchError(
+            f"{etc}/os-release names no release", hint="the bench is made from Debian's packages"
+        )
     suites = {release[1], f"{release[1]}-updates", f"{release[1]}-security"}
     apt = etc / "apt"
     files = [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))]
@@ -66,13 +68,17 @@ def _read_list(text: str) -> Iterator[Source]:
 def _read_deb822(text: str) -> Iterator[Source]:
     for block in re.split(r"\n\s*\n", text):
         lines = [line for line in block.splitlines() if not line.startswith("#")]
-        fields = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        fields = {
+            key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+        }
         if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() == "no":
             continue
         signed = fields.get("signed-by", "")
         for uri in fields.get("uris", "").split():
             for suite in fields.get("suites", "").split():
-                yield Source(uri, suite, fields.get("components", "main"), signed if signed.startswith("/") else "")
+                yield Source(
+                    uri, suite, fields.get("components", "main"), signed if signed.startswith("/") else ""
+                )
 
 
 class Apt:
@@ -124,12 +130,26 @@ class Apt:
             chosen = re.findall(r"^Inst (\S+) \((\S+) .*?\[(\w+)\]\)", plan, re.MULTILINE)
             archives = self._dir / "archives"
             files = [
-                archives / f"{name}_{version.replace(':', '%3a')}_{arch}.deb" for name, version, arch in chosen
+                archives / f"{name}_{version.replace(':', '%3a')}_{arch}.deb"
+                for name, version, arch in chosen
             ]
         for file in files:
             if not file.exists():
                 raise BenchError(f"apt did not fetch {file.name}", hint=f"remove {self._dir} and try again")
         return sorted(files)
+
+    def download_one(self, package: str) -> Path:
+        """The file of one package alone."""
+        with cache.lock(f"apt-{self.arch}"):
+            self.prepare()
+            archives = self._dir / "archives"
+            self._again(["download", "-q", package], cwd=archives)
+            said = self._apt("apt-cache", "show", "--no-all-versions", package)
+        version = re.search(r"^Version: (\S+)", said, re.MULTILINE)
+        files = list(archives.glob(f"{package}_{version[1].replace(':', '%3a')}_*.deb")) if version else []
+        if not files:
+            raise BenchError(f"apt did not fetch {package}", hint=f"remove {self._dir} and try again")
+        return files[0]
 
     def depends(self, package: str) -> list[str]:
         """Names that a package depends on directly (first alternative each)."""
@@ -181,4 +201,6 @@ def unpack(files: Sequence[Path], into: Path) -> None:
         (into / "usr" / name).mkdir(parents=True, exist_ok=True)
         (into / name).symlink_to(f"usr/{name}")
     for file in files:
-        run(["sh", "-c", 'dpkg-deb --fsys-tarfile "$0" | tar -x --keep-directory-symlink -C "$1"', file, into])
+        run(
+            ["sh", "-c", 'dpkg-deb --fsys-tarfile "$0" | tar -x --keep-directory-symlink -C "$1"', file, into]
+        )

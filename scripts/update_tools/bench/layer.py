@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,12 @@ from .tools import BenchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import ModuleType
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LAYER = REPOSITORY / "meta-update"
 
+AGENT_FILES = "recipes-core/update-agent/files"
 FRAGMENTS = "recipes-bsp/u-boot/files"
 BOOT_SCRIPT = "recipes-bsp/update-boot-script/files/boot.cmd.in"
 FW_ENV_CONFIG = "recipes-bsp/update-fw-env-config/files/fw_env.config.in"
@@ -34,6 +38,14 @@ def variables(machine: str, layer: Path = LAYER) -> dict[str, str]:
     return parsed.expanded()
 
 
+def library(name: str) -> ModuleType:
+    """A module of the layer's own Python, which BitBake runs as well: the rules are in one place too."""
+    path = str(LAYER / "lib")
+    if path not in sys.path:
+        sys.path.append(path)
+    return importlib.import_module(f"update_layer.{name}")
+
+
 def fill(text: str, values: Mapping[str, str], where: str) -> str:
     """The text with each @@NAME@@ replaced. Raises BenchError for a name that the layer does not set."""
 
@@ -42,7 +54,8 @@ def fill(text: str, values: Mapping[str, str], where: str) -> str:
             return values[match[1]]
         except KeyError:
             raise BenchError(
-                f"{where}: @@{match[1]}@@ is not a variable of the layer", hint="is it in conf/update/layout.inc?"
+                f"{where}: @@{match[1]}@@ is not a variable of the layer",
+                hint="is it in conf/update/layout.inc?",
             ) from None
 
     return _PLACEHOLDER.sub(value, text)
@@ -89,7 +102,9 @@ class _Variables:
         def expand(value: str, depth: int = 0) -> str:
             if depth > 10:
                 raise BenchError(f"the layer's variables refer to each other without end: {value}")
-            return _REFERENCE.sub(lambda m: expand(values[m[1]], depth + 1) if m[1] in values else m[0], value)
+            return _REFERENCE.sub(
+                lambda m: expand(values[m[1]], depth + 1) if m[1] in values else m[0], value
+            )
 
         return {name: expand(value) for name, value in values.items()}
 
@@ -125,8 +140,9 @@ class Layout:
 
     @property
     def total_bytes(self) -> int:
-        """Size of the whole card, with a MiB to spare at its end."""
-        return self.first_bytes + sum(self.sizes.values()) + (1 << 20)
+        """Size of the whole card: a power of two, as QEMU's cards are."""
+        used = self.first_bytes + sum(self.sizes.values())
+        return 1 << (used - 1).bit_length()
 
     def _check(self, bootlimit: int) -> None:
         first, second = sorted(self.env_offsets)

@@ -1,273 +1,277 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root file systems of virtual boards, from Debian's packages; nothing of the board's architecture is run.
+"""Root file systems of a virtual board: a selection of Debian's files, our agent, and no emulation to make them.
 
-The tree of packages is unpacked, pruned and compiled to byte code once and kept; a version of the system is that
-tree with the bench's own files (`files/`), the agent of this checkout, and what the caller adds laid over it.
-Same input, same bytes: one time for all files, fixed identity of the file system, sorted order.
+Nothing of the board's architecture runs here: programs are picked from unpacked packages with the libraries that
+they name, Python's library is compiled by the same Python on the host, and init is busybox.
 """
 
 from __future__ import annotations
 
 import gzip
-import os
+import importlib.util
+import json
+import py_compile
 import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import cache, debs, layer
-from .tools import EPOCH, BenchError, run
+from . import cache, debs, ext4, initramfs, layer
+from .tools import BenchError, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .boards import BoardType
+    from .boards import Kind
 
-FILES = Path(__file__).parent / "files"
-AGENT = layer.REPOSITORY / "agent" / "update_agent"
-PACKAGES = (
-    "busybox-static",
-    "dbus-bin",
-    "dbus-daemon",
-    "libubootenv-tool",
-    "libzstd1",
-    "openssl",
-    "python3",
-    "python3-jeepney",
-)
-# Fixed, so that the same content is the same image.
-_UUID = "7c1f9d5e-54c5-4a5b-9d3c-6f0a3f1e2b64"
-_HASH_SEED = "3f0b2a0e-8a5d-4a57-8f5e-0c9a5b1d7e21"
 VARIANTS = ("good", "panic", "no-kernel")
 
-# What packages bring along and nothing here uses. Raised when pruning changes, so that the cache is renewed.
-_PRUNE_VERSION = "4"
-_PRUNE = (
-    "etc/alternatives etc/dpkg etc/cron.daily etc/logrotate.d etc/apt",
-    "usr/share/doc usr/share/man usr/share/locale usr/share/info usr/share/lintian usr/share/bug",
-    "usr/share/perl5 usr/share/pixmaps usr/share/applications usr/share/python3 usr/share/bash-completion",
-    "usr/lib/tmpfiles.d usr/lib/systemd usr/lib/valgrind usr/share/readline usr/share/polkit-1 var/lib/dpkg",
-    "usr/bin/perl* usr/bin/dpkg* usr/sbin/dpkg* usr/lib/dpkg usr/share/dpkg usr/bin/tar usr/bin/python3.11-config",
-    "usr/lib/*/libdb-5.3.so usr/lib/*/libsqlite3.so* usr/lib/*/perl* usr/lib/*/gconv usr/lib/*/libreadline*",
-    "usr/lib/*/libncurses* usr/lib/*/libmenu* usr/lib/*/libform* usr/lib/*/libpanel* usr/lib/*/libhistory*",
-    "usr/lib/python3.11/{test,idlelib,tkinter,turtledemo,lib2to3,ensurepip,distutils,unittest,pydoc_data,curses}",
-    "usr/lib/python3.11/{sqlite3,wsgiref,xmlrpc,dbm,venv,config-3.11*,__phello__,pydoc.py,doctest.py,turtle.py}",
-    "usr/lib/python3.11/lib-dynload/_{sqlite3,curses,curses_panel,dbm,tkinter,test*,xx*,codecs_*,decimal}.*",
-    "usr/lib/python3.11/lib-dynload/{readline,nis,ossaudiodev,xx*,audioop}.*",
+PACKAGES = (
+    *("busybox-static", "ca-certificates", "dbus-bin", "dbus-daemon", "dbus-system-bus-common", "libgcc-s1"),
+    *("libubootenv-tool", "libzstd1", "openssl", "python3.11", "python3-jeepney"),
 )
+_PROGRAMS = ("python3.11", "dbus-daemon", "dbus-send", "dbus-monitor", "fw_printenv", "openssl", "busybox")
+# Opened by name while running, so no program names them: thread cancellation, compression by ctypes.
+_LIBRARIES = ("libgcc_s.so.1", "libzstd.so.1", "libz.so.1")
+_PYTHON = "usr/lib/python3.11"
+_PYTHON_MAGIC = (3495).to_bytes(2, "little") + b"\r\n"
+_PYTHON_UNUSED = re.compile(
+    r"(test|tests|idlelib|tkinter|turtle\w*|lib2to3|ensurepip|distutils|pydoc\w*|asyncio|sqlite3|curses|dbm|venv|"
+    r"unittest|multiprocessing|xmlrpc|wsgiref|concurrent|config-3\S*|doctest|pdb|cProfile|profile|pstats|antigravity)"
+    r"(\.py)?|_?(test|xx|codecs_(cn|hk|iso2022|jp|kr|tw)|sqlite3|tkinter|curses|dbm|gdbm|crypt|nis|ossaudiodev|"
+    r"audioop|readline|asyncio|multibytecodec|decimal|lsprof)\w*\.cpython\S*|__pycache__"
+)
+_APPLETS = (
+    "[ ash awk base64 basename blkid cat chmod chown clear cmp cp cut date dd df diff dirname dmesg du echo env expr "
+    "false find free fsync getty grep gunzip gzip head hexdump hostname id ifconfig init insmod ip kill killall less "
+    "ln ls lsmod md5sum mkdir mkfifo mknod mktemp more mount mv nc netstat nohup ping poweroff printf ps pwd readlink "
+    "reboot rm rmdir sed seq sh sha256sum sleep sort stat stty sync tail tar tee test time top touch tr true truncate "
+    "tty umount uname uniq uptime usleep vi wc wget which xargs yes zcat"
+).split()
+_FILES = Path(__file__).parent / "files"
+
+
+def base(kind: Kind) -> Path:
+    """Directory with `tree` (the selected files) and `boot` (kernel and initramfs); made once per set of packages."""
+    apt = debs.Apt(kind.deb_arch)
+    (kernel,) = apt.depends(kind.kernel_package)
+    files = [*apt.download(PACKAGES), apt.download_one(kernel)]
+    inputs = [file.name for file in files] + [repr(kind.modules), kind.kernel_image]
+    code = [Path(__file__), Path(initramfs.__file__), _FILES / "init"]
+
+    def make(into: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=into) as scratch:
+            everything = Path(scratch) / "all"
+            debs.unpack(files, everything)
+            _boot(everything, into / "boot", kind)
+            _select(everything, into / "tree", kind.cross.rstrip("-"))
+
+    return cache.made("rootfs", cache.key(*inputs, *code), make)
+
+
+def _boot(everything: Path, into: Path, kind: Kind) -> None:
+    into.mkdir()
+    (kernel,) = (everything / "boot").glob("vmlinuz-*")
+    data = kernel.read_bytes()
+    if kind.kernel_image.endswith(".gz") and not data.startswith(b"\x1f\x8b"):
+        data = gzip.compress(data, 9, mtime=0)
+    (into / "kernel").write_bytes(data)
+    (into / "initrd").write_bytes(initramfs.make(everything, kind.modules))
+
+
+def _select(everything: Path, into: Path, triplet: str) -> None:
+    """Copy programs, the libraries they need, Python's library as byte code, certificates and D-Bus's policy."""
+    for name in ("bin", "lib", "sbin"):
+        (into / "usr" / name).mkdir(parents=True)
+        (into / name).symlink_to(f"usr/{name}")
+    copied: set[Path] = set()
+
+    def take(path: Path) -> None:
+        relative = path.relative_to(everything)
+        if relative in copied:
+            return
+        copied.add(relative)
+        target = into / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+        if path.read_bytes()[:4] == b"\x7fELF":
+            for needed in _needed(path, triplet):
+                take(_library(everything, needed, triplet))
+
+    for name in _PROGRAMS:
+        take(everything / "usr/bin" / name)
+    for name in _LIBRARIES:
+        take(_library(everything, name, triplet))
+    for loader in (into / "usr/lib" / triplet).glob("ld-linux*"):  # programs name it without the triplet
+        (into / "usr/lib" / loader.name).symlink_to(f"{triplet}/{loader.name}")
+    for library in (_PYTHON, "usr/lib/python3/dist-packages/jeepney"):
+        for path in sorted((everything / library).rglob("*")):
+            unused = any(
+                _PYTHON_UNUSED.fullmatch(part) for part in path.relative_to(everything / library).parts
+            )
+            if path.is_file() and not unused and path.suffix in {".py", ".so"}:
+                take(path)
+    compile_python(into / _PYTHON, f"/{_PYTHON}")
+    compile_python(into / "usr/lib/python3/dist-packages/jeepney", "/usr/lib/python3/dist-packages/jeepney")
+    for applet in _APPLETS:
+        if not (into / "usr/bin" / applet).exists():
+            (into / "usr/bin" / applet).symlink_to("busybox")
+    (into / "usr/bin/python3").symlink_to("python3.11")
+    (into / "usr/bin/fw_setenv").symlink_to("fw_printenv")
+    (into / "usr/sbin/init").symlink_to("../bin/busybox")
+    take(everything / "usr/share/dbus-1/system.conf")
+    certificates = sorted((everything / "usr/share/ca-certificates").rglob("*.crt"))
+    bundle = into / "etc/ssl/certs/ca-certificates.crt"
+    bundle.parent.mkdir(parents=True)
+    bundle.write_text("".join(path.read_text() for path in certificates))
+    take(everything / "etc/ssl/openssl.cnf")
+    for name, target in (("certs", "/etc/ssl/certs"), ("openssl.cnf", "/etc/ssl/openssl.cnf")):
+        (into / "usr/lib/ssl").mkdir(exist_ok=True)
+        (into / "usr/lib/ssl" / name).symlink_to(target)
+
+
+def _needed(path: Path, triplet: str) -> list[str]:
+    said = run([f"{triplet}-readelf", "--dynamic", "--program-headers", "--wide", path])
+    names = re.findall(r"\(NEEDED\)\s+Shared library: \[(.+?)\]", said)
+    return names + [name.rsplit("/", 1)[-1] for name in re.findall(r"program interpreter: (\S+?)\]", said)]
+
+
+def _library(everything: Path, name: str, triplet: str) -> Path:
+    for place in (f"usr/lib/{triplet}", "usr/lib"):
+        path = everything / place / name
+        if path.exists():
+            return path.parent / path.name
+    raise BenchError(f"no package has the library {name}")
+
+
+def compile_python(tree: Path, at: str) -> None:
+    """Replace each .py by byte code beside it (as the layer ships it), if this Python makes the board's byte code."""
+    if importlib.util.MAGIC_NUMBER != _PYTHON_MAGIC:
+        return  # works all the same, starts slower
+    for source in sorted(tree.rglob("*.py")):
+        py_compile.compile(
+            str(source),
+            cfile=str(source.with_suffix(".pyc")),
+            dfile=f"{at}/{source.relative_to(tree).as_posix()}",
+            doraise=True,
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
+        source.unlink()
 
 
 def make_rootfs(
-    board: BoardType,
+    image: Path,
+    kind: Kind,
+    *,
     version: str,
     variant: str = "good",
-    extra_files: Mapping[str, tuple[int, bytes]] | None = None,
+    extra_files: Mapping[str, str | bytes] | None = None,
 ) -> Path:
-    """An ext4 image of the slot's size, from the cache if the same was made before. Takes seconds.
+    """Make the ext4 image of a slot, as large as the slot: what goes into an artifact.
 
-    `variant`: "panic" has an init that ends at once, so that the kernel panics; "no-kernel" has an empty /boot.
-    `extra_files` maps paths without leading slash to mode and content, e.g. state scripts in etc/mender/scripts.
+    `variant`: "good"; "panic" has an init that ends at once, so the kernel panics; "no-kernel" has none.
+    `extra_files` (path on the device -> content) are added last and are executable if they start with "#!".
     """
     if variant not in VARIANTS:
-        raise BenchError(f"there is no variant {variant!r} of a root file system", hint=", ".join(VARIANTS))
-    base, boot = base_tree(board), boot_files(board)
-    overlay = _overlay(board, version, variant) | dict(extra_files or {})
-    listing = "".join(f"{path} {mode:o} {len(data)}\n" for path, (mode, data) in sorted(overlay.items()))
-    content = b"".join(data for _, (_, data) in sorted(overlay.items()))
-    name = cache.key(base.name, boot.name, variant, listing, content, str(_size(board)))
-
-    def make(directory: Path) -> None:
-        # A memory file system lists names in the order they were made, which tar sorts: reproducible.
-        memory = Path("/dev/shm")
-        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
-            tree = Path(scratch) / "tree"
-            tree.mkdir()
-            _copy_sorted(base, tree)
-            if variant != "no-kernel":
-                _copy_sorted(boot, tree / "boot")
-            for path, (mode, data) in sorted(overlay.items()):
-                _put(tree / path, mode, data)
-            run(["find", tree, "-exec", "touch", "-h", "-d", f"@{EPOCH}", "{}", "+"])
-            run(["chown", "-hR", "0:0", tree])
-            _make_ext4(tree, directory / "rootfs.ext4", _size(board))
-
-    return cache.made(f"rootfs-{board.machine}", name, make) / "rootfs.ext4"
-
-
-def base_tree(board: BoardType) -> Path:
-    """The unpacked and pruned packages, compiled to byte code without sources."""
-    files = debs.Apt(board.arch).download(PACKAGES)
-    name = cache.key(_PRUNE_VERSION, *(file.name for file in files))
-
-    def make(directory: Path) -> None:
-        debs.unpack(files, directory)
-        _prune(directory)
-        _compile(directory / "usr/lib/python3.11", drop_sources=True)
-        _busybox(directory)
-        _accounts(directory)
-        for point in ("boot", "data", "dev", "proc", "run", "sys", "tmp", "root", "var/lib"):
-            (directory / point).mkdir(parents=True, exist_ok=True)
-        for link, target in (("var/lib/mender", "/data/mender"), ("var/lock", "/run/lock"), ("var/run", "/run")):
-            shutil.rmtree(directory / link, ignore_errors=True)
-            (directory / link).unlink(missing_ok=True)
-            (directory / link).symlink_to(target)
-
-    return cache.made(f"tree-{board.arch}", name, make)
-
-
-def boot_files(board: BoardType) -> Path:
-    """Kernel (gzip, which loads quicker from a card) and our initramfs, as in a slot's /boot."""
-    values = layer.variables(board.machine)
-    files = debs.Apt(board.arch).download([board.kernel_package, "busybox-static"])
-    kernel = next(file for file in files if re.match(r"linux-image-\d", file.name))
-    busybox = next(file for file in files if file.name.startswith("busybox-static_"))
-    init = FILES / "initramfs-init"
-    name = cache.key(kernel.name, busybox.name, init, *board.modules, values["UPDATE_KERNEL"], "2")
-
-    def make(directory: Path) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            unpacked = Path(scratch) / "kernel"
-            unpacked.mkdir()
-            run(["dpkg-deb", "-x", kernel, unpacked])
-            (image,) = unpacked.glob("boot/vmlinuz-*")
-            data = image.read_bytes()
-            if values["UPDATE_KERNEL"].endswith(".gz"):
-                data = gzip.compress(data, 6, mtime=0)
-            (directory / values["UPDATE_KERNEL"]).write_bytes(data)
-            tree = Path(scratch) / "initramfs"
-            (tree / "bin").mkdir(parents=True)
-            run(["dpkg-deb", "-x", busybox, Path(scratch) / "busybox"])
-            shutil.copy(Path(scratch) / "busybox/bin/busybox", tree / "bin/busybox")
-            shutil.copy(init, tree / "init")
-            _modules(unpacked, board.modules, tree / "modules")
-            run(["find", tree, "-exec", "touch", "-h", "-d", f"@{EPOCH}", "{}", "+"])
-            archive = "find . | LC_ALL=C sort | cpio --quiet --reproducible -o -H newc -R 0:0 | gzip -n -9"
-            run(["sh", "-c", f"({archive}) > '{directory / values['UPDATE_INITRD']}'"], cwd=tree)
-
-    return cache.made(f"boot-{board.machine}", name, make)
-
-
-def _modules(kernel: Path, wanted: tuple[str, ...], into: Path) -> None:
-    """Copy the modules and what they depend on, with their order of loading."""
-    into.mkdir()
-    (version,) = (path.name for path in (kernel / "lib/modules").iterdir())
-    run(["depmod", "-b", kernel, version])
-    order: list[str] = []
-    for module in wanted:
-        said = run(["modprobe", "-d", kernel, "-S", version, "--show-depends", module])
-        for line in said.splitlines():
-            kind, _, path = line.partition(" ")
-            path = path.split()[0] if path else ""
-            if kind == "insmod" and Path(path).name not in order:
-                shutil.copy(path, into)
-                order.append(Path(path).name)
-    (into / "order").write_text("".join(f"{name}\n" for name in order))
-
-
-def _prune(tree: Path) -> None:
-    for words in _PRUNE:
-        run(["bash", "-c", f"shopt -s nullglob; rm -rf -- {words}"], cwd=tree)
-    run(["find", tree, "-name", "__pycache__", "-prune", "-exec", "rm", "-rf", "{}", "+"])
-
-
-def _compile(directory: Path, *, drop_sources: bool) -> None:
-    """Byte code by the host's Python, which must be the board's version."""
-    python = "/usr/bin/python3"
-    version = run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
-    if version != "3.11":
-        raise BenchError(f"{python} is {version}, the board's Python is 3.11", hint="use Debian 12")
-    # Paths in the byte code are the board's; -b puts x.pyc beside x.py, where it is found without a source.
-    words = [python, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
-    board_path = "/" + str(directory).partition("/usr/")[1].strip("/") + "/" + str(directory).partition("/usr/")[2]
-    run([*words, *(["-b"] if drop_sources else []), "-s", directory, "-p", board_path, directory])
-    if drop_sources:
-        run(["find", directory, "-name", "*.py", "-delete"])
-
-
-def _busybox(tree: Path) -> None:
-    """A link for each applet that no package brings."""
-    for applet in run(["busybox", "--list-full"]).split():
-        path = tree / applet
-        if not path.exists() and not path.is_symlink():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to("/bin/busybox")
-    (tree / "init").unlink(missing_ok=True)
-    (tree / "linuxrc").unlink(missing_ok=True)
-
-
-def _accounts(tree: Path) -> None:
-    etc = tree / "etc"
-    etc.mkdir(exist_ok=True)
-    (etc / "passwd").write_text(
-        "root:x:0:0:root:/root:/bin/sh\n"
-        "messagebus:x:100:100::/nonexistent:/bin/false\n"
-        "nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
-    )
-    (etc / "group").write_text("root:x:0:\nmessagebus:x:100:\nnogroup:x:65534:\n")
-
-
-def _overlay(board: BoardType, version: str, variant: str) -> dict[str, tuple[int, bytes]]:
-    """Path to mode and content of what the bench puts over the packages."""
-    values = layer.variables(board.machine)
-    files: dict[str, tuple[int, bytes]] = {}
-    for source in sorted(FILES.rglob("*")):
-        if source.is_file() and source.name != "initramfs-init":
-            text = layer.fill(source.read_text(), values, source.name)
-            mode = 0o755 if os.access(source, os.X_OK) else 0o644
-            files[str(source.relative_to(FILES))] = (mode, text.encode())
-    files["usr/bin/mender-update"] = files["usr/bin/update-agent"]
-    files["etc/fw_env.config"] = (0o644, layer.filled(layer.FW_ENV_CONFIG, values).encode())
-    files["etc/mender/device_type"] = (0o644, f"device_type={values['UPDATE_DEVICE_TYPE']}\n".encode())
-    files["etc/hostname"] = (0o644, b"board\n")
-    files["etc/os-release"] = (0o644, f"ID=bench\nNAME=bench\nVERSION={version}\n".encode())
-    if variant == "panic":
-        files["sbin/init"] = (0o755, b"#!/bin/sh\necho 'board: this version is broken' >/dev/console\n")
-    files |= _agent()
-    return files
-
-
-def _agent() -> dict[str, tuple[int, bytes]]:
-    """The agent of this checkout, with its byte code."""
-    place = "usr/lib/python3/dist-packages/update_agent"
+        raise BenchError(f"no variant {variant!r}", hint=f"there is {', '.join(VARIANTS)}")
+    made = base(kind)
+    values = layer.variables(kind.machine)
+    files = ext4.Files()
+    files.tree(made / "tree")
+    files.text(f"/boot/{values['UPDATE_KERNEL']}", (made / "boot/kernel").read_bytes())
+    files.text(f"/boot/{values['UPDATE_INITRD']}", (made / "boot/initrd").read_bytes())
+    _system(files, values, version)
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / place
-        shutil.copytree(AGENT, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        _compile(copy, drop_sources=False)
-        return {
-            str(path.relative_to(scratch)): (0o644, path.read_bytes())
-            for path in sorted(copy.rglob("*"))
-            if path.is_file()
-        }
+        _agent(files, Path(scratch))
+        if variant == "panic":
+            files.text("/usr/sbin/init", "#!/bin/sh\necho 'init: this version is broken'\nexit 1\n", 0o755)
+        elif variant == "no-kernel":
+            files.remove(f"/boot/{values['UPDATE_KERNEL']}")
+        for path, content in (extra_files or {}).items():
+            data = content.encode() if isinstance(content, str) else content
+            files.text(path, data, 0o755 if data.startswith(b"#!") else 0o644)
+        size = layer.Layout(values).sizes["A"]
+        return ext4.make(image, files, size_bytes=size, label="root", journal=False)
 
 
-def _put(path: Path, mode: int, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # may be a link to busybox
-    path.write_bytes(data)
-    path.chmod(mode)
+def _agent(files: ext4.Files, scratch: Path) -> None:
+    """The agent of this repository, as the layer's recipe installs it, with the layer's own scripts."""
+    package = scratch / "update_agent"
+    shutil.copytree(
+        layer.REPOSITORY / "agent/update_agent",
+        package,
+        ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
+    )
+    at = "/usr/lib/python3/dist-packages/update_agent"
+    compile_python(package, at)
+    files.tree(package, at)
+    for node in files.nodes.values():  # the directory goes away before the image is made from bytes in memory
+        if node.source and node.source.is_relative_to(scratch):
+            node.data, node.source = node.source.read_bytes(), None
+    files.text(
+        "/usr/bin/update-agent",
+        "#!/usr/bin/python3 -I\nimport sys\nfrom update_agent.__main__ import main\nsys.exit(main())\n",
+        0o755,
+    )
+    files.link("/usr/bin/mender-update", "update-agent")
+    ours = layer.LAYER / layer.AGENT_FILES
+    for place, name in (
+        ("identity", "mender-device-identity"),
+        ("inventory", "mender-inventory-update"),
+        ("modules/v3", "single-file"),
+    ):
+        files.text(f"/usr/share/mender/{place}/{name}", (ours / name).read_bytes(), 0o755)
 
 
-def _copy_sorted(source: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    run(["sh", "-c", 'tar -C "$0" --sort=name -c . | tar -C "$1" -x', source, target])
-
-
-def _size(board: BoardType) -> int:
-    return layer.Layout(layer.variables(board.machine)).sizes["A"]
-
-
-def _make_ext4(tree: Path, image: Path, size_bytes: int) -> None:
-    with image.open("wb") as file:
-        file.truncate(size_bytes)
-    options = f"hash_seed={_HASH_SEED},lazy_itable_init=0,root_owner=0:0"
-    features = "^has_journal"  # the root is mounted read-only; a journal would change it at the first mount
-    words = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-U", _UUID, "-E", options]
-    try:
-        run([*words, "-O", features, "-L", "rootfs", "-d", tree, image])
-    except BenchError as error:
-        used = run(["du", "-sm", tree]).split()[0]
-        raise BenchError(
-            f"the root file system of {used} MiB does not fit {size_bytes >> 20} MiB: {error.message}",
-            hint="UPDATE_ROOTFS_SIZE_MB in meta-update/conf/update",
-        ) from error
+def _system(files: ext4.Files, values: Mapping[str, str], version: str) -> None:
+    """Accounts, init's table, configuration: all that maintainer scripts and a distribution would have made."""
+    tty = values["UPDATE_CONSOLE"].split(",")[0]
+    part = values["UPDATE_STORAGE_PART"]
+    for path in (
+        "/dev",
+        "/proc",
+        "/sys",
+        "/run",
+        "/data",
+        "/root",
+        "/etc/dbus-1/system.d",
+        "/usr/share/mender",
+    ):
+        files.directory(path)
+    files.directory("/tmp", 0o1777)
+    files.link("/var/run", "/run")
+    files.link("/var/lock", "/run/lock")
+    files.link("/var/tmp", "/tmp")
+    files.link("/var/log", "/data/log")
+    files.link("/var/lib/mender", "/data/mender")
+    files.link("/etc/machine-id", "/data/machine-id")
+    files.link("/var/lib/dbus", "/etc")
+    files.link("/etc/mtab", "/proc/mounts")
+    files.text("/etc/passwd", "root::0:0:root:/root:/bin/sh\nmessagebus:x:100:100::/run/dbus:/bin/false\n")
+    files.text("/etc/group", "root:x:0:\nmessagebus:x:100:\n")
+    files.text("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+    files.text("/etc/hosts", "127.0.0.1 localhost\n10.0.2.2 desk\n")
+    files.text("/etc/resolv.conf", "nameserver 10.0.2.3\n")
+    files.text("/etc/hostname", f"{values['UPDATE_DEVICE_TYPE']}\n")
+    files.text("/etc/update-version", f"{version}\n")
+    files.text(
+        "/etc/os-release", f'ID=virtual-board\nVERSION_ID={version}\nPRETTY_NAME="Virtual board {version}"\n'
+    )
+    files.text(
+        "/etc/inittab",
+        "::sysinit:/etc/init.d/rcS\n"
+        f"{tty}::respawn:-/bin/sh\n"
+        "::respawn:/usr/bin/dbus-daemon --system --nofork --nopidfile\n"
+        "::respawn:/usr/libexec/start-agent\n"
+        "::ctrlaltdel:/bin/reboot\n"
+        "::shutdown:/bin/umount -a -r\n",
+    )
+    files.text("/etc/profile", "export PATH=/usr/sbin:/usr/bin HOME=/root PS1='# '\n")
+    data = part + values["UPDATE_PART_DATA"]
+    files.text("/etc/init.d/rcS", layer.fill((_FILES / "rcS").read_text(), {"DATA": data}, "rcS"), 0o755)
+    files.text("/usr/libexec/start-agent", (_FILES / "start-agent").read_bytes(), 0o755)
+    files.text("/etc/fw_env.config", layer.filled(layer.FW_ENV_CONFIG, values))
+    settings = {"RootfsPartA": part + values["UPDATE_PART_A"], "RootfsPartB": part + values["UPDATE_PART_B"]}
+    files.text("/etc/mender/mender.conf", json.dumps(settings, indent=2) + "\n")
+    files.text("/etc/mender/scripts/version", "3\n")

@@ -65,7 +65,14 @@ def run(
     full.pop("VIRTUAL_ENV", None)
     try:
         done = subprocess.run(
-            words, cwd=cwd, env=full, input=stdin, capture_output=True, text=True, errors="replace", check=False
+            words,
+            cwd=cwd,
+            env=full,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
     except FileNotFoundError as error:
         package = _PACKAGES.get(words[0], words[0])

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .boards import Kind
-
-_SETTING = re.compile(r"(CONFIG_\w+)=(.*)")
-_UNSET = re.compile(r"# (CONFIG_\w+) is not set")
-
-# The same switch under two names: one of them must have taken, the other is unknown to this version.
-_RENAMED = {"CONFIG_ENV_REDUNDANT": "CONFIG_SYS_REDUNDAND_ENVIRONMENT"}
 
 
 def build(kind: Kind, values: Mapping[str, str]) -> Path:
@@ -40,7 +33,11 @@ def build(kind: Kind, values: Mapping[str, str]) -> Path:
         run([*command, "olddefconfig"], cwd=tree)
         check_config((tree / ".config").read_text(), fragment)
         run(["nice", *command, "u-boot.bin", "u-boot-initial-env"], cwd=tree)
-        for name, kept in (("u-boot.bin", "u-boot.bin"), (".config", "config"), ("u-boot-initial-env", "initial-env")):
+        for name, kept in (
+            ("u-boot.bin", "u-boot.bin"),
+            (".config", "config"),
+            ("u-boot-initial-env", "initial-env"),
+        ):
             shutil.copy(tree / name, into / kept)
         for path in into.iterdir():
             if path.name not in {"u-boot.bin", "config", "initial-env"}:
@@ -50,18 +47,12 @@ def build(kind: Kind, values: Mapping[str, str]) -> Path:
 
 
 def check_config(config: str, fragment: str) -> None:
-    """Raise BenchError for the first line of the fragment that did not make it into the configuration."""
-    got = {match[1]: match[2] for match in _SETTING.finditer(config)}
-    for line in fragment.splitlines():
-        if match := _SETTING.fullmatch(line):
-            names = (match[1], _RENAMED.get(match[1], ""), *(new for new, old in _RENAMED.items() if old == match[1]))
-            if match[2] not in [got.get(name) for name in names]:
-                raise BenchError(
-                    f"U-Boot's configuration has {match[1]}={got.get(match[1], 'n')}, not {match[2]}",
-                    hint="something that the option depends on is off, or this version has renamed it",
-                )
-        elif (match := _UNSET.fullmatch(line)) and match[1] in got:
-            raise BenchError(f"U-Boot's configuration has {match[1]}={got[match[1]]}, not off")
+    """Raise BenchError naming the lines of the fragment that did not make it into the configuration."""
+    if lost := layer.library("kconfig").missing(fragment, config):
+        raise BenchError(
+            "U-Boot's configuration lost " + "; ".join(lost),
+            hint="something that the option depends on is off, or this version has renamed it",
+        )
 
 
 def boot_script(values: Mapping[str, str], into: Path) -> Path:
@@ -75,19 +66,9 @@ def boot_script(values: Mapping[str, str], into: Path) -> Path:
 
 def first_environment(built: Path, values: Mapping[str, str], into: Path) -> Path:
     """The image of one environment copy: U-Boot's defaults with the layer's first values over them."""
-    text = merge_environment((built / "initial-env").read_text(), layer.filled(layer.FIRST_ENVIRONMENT, values))
+    ours = layer.filled(layer.FIRST_ENVIRONMENT, values)
     source = into / "environment.txt"
-    source.write_text(text)
+    source.write_text(layer.library("environment").overlay((built / "initial-env").read_text(), ours))
     image = into / "environment.bin"
     run(["mkenvimage", "-r", "-s", values["UPDATE_UBOOT_ENV_SIZE"], "-o", image, source])
     return image
-
-
-def merge_environment(defaults: str, ours: str) -> str:
-    """name=value lines of `defaults` with those of `ours` over them, sorted, each name once."""
-    merged: dict[str, str] = {}
-    for line in f"{defaults}\n{ours}".splitlines():
-        name, equals, value = line.partition("=")
-        if equals and not name.startswith("#"):
-            merged[name] = value
-    return "".join(f"{name}={value}\n" for name, value in sorted(merged.items()))
