@@ -10,7 +10,7 @@ import sys
 from update_agent.errors import ConfigError, StoreError, UpdateError
 from update_agent.machine import Context, Machine
 from update_agent.states import COMMIT_FROM, IN_STATE, ROLLBACK_NOT_FROM, STANDALONE_STEPS, Step
-from update_agent.update import Update, commit, installed
+from update_agent.update import Update, commit, from_text, installed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,8 +55,20 @@ class Standalone(Machine):
             self.flags |= {"Failed", "NoRollbackNecessary"}
             self.failed("Update already in progress. Please commit or roll back first")
             return FAILED
+        if self._is_deployment_saved():
+            self.flags |= {"Failed", "NoRollbackNecessary"}
+            self.failed("a deployment from the server is in progress; the daemon finishes it when it runs")
+            return FAILED
         self.update = Update(uri=source)
         return self._run("prepare")
+
+    def _is_deployment_saved(self) -> bool:
+        """True if the daemon was interrupted in a deployment: the file tree of the module is that one's."""
+        try:
+            from_text(self.store.get("state") or "")
+        except StoreError:
+            return False  # there is none, or none that anybody could go on with
+        return True
 
     def commit(self) -> int:
         """Make the installed artifact permanent."""

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -82,8 +83,15 @@ def run(
             raise UpdateError(f"{path}: scenario {scenario['id']} is malformed: {error!r}") from error
         return "passed"
 
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        results = list(pool.map(play_one, chosen))
+    results = []
+    pool = ThreadPoolExecutor(max(1, jobs))
+    try:
+        for result in pool.map(play_one, chosen):
+            results.append(result)
+            if sys.stderr.isatty():
+                print(f"\r{len(results)} of {len(chosen)} ", end="", file=sys.stderr, flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # those being played end their processes
     counts = {word: results.count(word) for word in ("passed", "failed", "skipped")}
     total = f"{counts['passed']} passed, {counts['failed']} failed"
     write(total + (f", {counts['skipped']} skipped" if counts["skipped"] else ""))
