@@ -46,8 +46,7 @@ def test_what_is_installed_is_shown(lab: Lab) -> None:
 )
 def test_without_an_update_there_is_nothing_to_do(lab: Lab, verb: str, words: str) -> None:
     result = run(lab, verb)
-    assert (result.returncode, result.stdout) == (2, "No update in progress.
-")
+    assert (result.returncode, result.stdout) == (2, "No update in progress.\n")
     assert f"Could not fulfill request: No update in progress: Cannot {words}" in result.stderr
 
 
