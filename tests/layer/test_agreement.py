@@ -135,7 +135,7 @@ def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
             "0x8000",
             "environment size",
         ),
-        ("files/wic/ab-data.wks.in", "--label data", "--label data --no-table --offset 7000K", "data partition"),
+        ("files/wic/ab-data.wks.in", "--label data", "--label data --no-table --offset 9M", "data partition"),
         (
             "files/wic/ab-data.wks.in",
             "--ondisk ${UPDATE_STORAGE} --fstype=vfat",

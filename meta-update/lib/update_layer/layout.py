@@ -65,7 +65,7 @@ def _partitions(numbers: Mapping[str, int], values: Mapping[str, str | None]) ->
     if partitions != [1, 2, 3, 4]:
         # wic numbers the partitions in the order of the wks, and an MBR has four.
         found.append(
-            f"the partitions boot, A, B, data are {partitions}; files/wic/ab-data.wks.in makes them 1, 2, 3, 4"
+            f"boot, A, B, data are partitions {partitions}; files/wic/ab-data.wks.in makes them 1, 2, 3, 4"
         )
     for slot in ("A", "B"):
         number, in_hex = numbers[f"UPDATE_PART_{slot}"], values.get(f"UPDATE_PART_{slot}_HEX") or ""
