@@ -22,9 +22,14 @@ ACTIONS = ("continue", "force_continue", "pause", "fail")
 EXPIRE_ACTIONS = ("continue", "force_continue", "fail")  # nobody is left to end a pause of an expired map
 PRIORITY_MIN, PRIORITY_MAX = -10, 10
 
+# Maps that the agent makes for a person at the device (`decisions.py`). They last until the person decides
+# otherwise: the agent itself is their application, and it is there as long as they are.
+COMMAND_ID = "5fa1c3d0-7a1e-4b57-9c0d-6d6574617570"
+
 _MAP_FIELDS = ("id", "priority", "states")
 _STATE_FIELDS = ("action", "on_map_expire", "on_action_executed")
 _MAX_CHARS = 64 * 1024  # the largest meaningful map has under 1,000
+_INFINITE = float("inf")
 _PAST_DUE_S = 30.0  # asked again this often when a half-time passed without a new map
 
 
@@ -219,6 +224,10 @@ class Pool:
         """All maps, ordered by id, then priority."""
         return [self._entries[key] for key in sorted(self._entries)]
 
+    def has(self, content: Map) -> bool:
+        """True if setting this map would replace one."""
+        return (content.id, content.priority) in self._entries
+
     def has_deployment_map(self, deployment_id: str) -> bool:
         """True if the server must be asked before evaluating; an expired map counts too."""
         return any(map_id == deployment_id for map_id, _ in self._entries)
@@ -294,12 +303,14 @@ class Pool:
                 raise ControlError(f"saved control maps: {name} is {_show(maps)}, must be a list")
             for value in maps or ():
                 content = _map(value, keep_defaults=True)
-                entry = Entry(content, now + lifetime_s, now + lifetime_s / 2)
+                seconds = _INFINITE if content.id == COMMAND_ID else lifetime_s
+                entry = Entry(content, now + seconds, now + seconds / 2)
                 pool._entries[content.id, content.priority] = entry
         return pool
 
     def _fresh(self, content: Map, now: float) -> Entry:
-        return Entry(content, now + self._expiration_s, now + self._expiration_s / 2)
+        seconds = _INFINITE if content.id == COMMAND_ID else self._expiration_s
+        return Entry(content, now + seconds, now + seconds / 2)
 
 
 def _document(content: Map, actions: dict[str, str]) -> dict[str, object]:

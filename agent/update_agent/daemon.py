@@ -8,11 +8,12 @@ import time
 
 from update_agent import child, control
 from update_agent.backoff import delays
+from update_agent.decisions import Decisions
 from update_agent.errors import ControlError, LoopError, StoreError
 from update_agent.loop import plain_wait
 from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
-from update_agent.states import DAEMON_STEPS, MAX_SAVES, Step, resume_after
+from update_agent.states import DAEMON_STEPS, MAX_SAVES, Step, resume_after, state_of
 from update_agent.timers import PollTimer
 from update_agent.update import Update, commit, from_text, installed
 
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from update_agent.loop import Signals
     from update_agent.remote import Remote, Reply
 
-_STATE, _MAPS = "state", "update-control-maps"
+_STATE = "state"
+_CLAIM_S = 5  # between two tries to lock the store
 
 
 class Daemon(Machine):
     """Walks `DAEMON`: waits for polls, and carries each deployment to its end."""
 
     flow = DAEMON_STEPS
+    MAPS_KEY = "update-control-maps"  # in the store
 
     def __init__(self, context: Context, remote: Remote, signals: Signals) -> None:
         super().__init__(context)
@@ -43,6 +46,14 @@ class Daemon(Machine):
         self.inventory_timer = PollTimer(config.inventory_poll_interval_s, config, now)
         self._inventory_ever_sent = False
         self._resumed_at = ""  # the pause at which this process took the update over
+        # What status and D-Bus tell; `watchers` are called when any of it may have changed.
+        self.step = self.flow["idle"]
+        self.state = "Idle"
+        self.pause: control.Decision | None = None  # why it is paused
+        self.wake: control.Wake | None = None  # and what comes next if nobody decides
+        self.done_bytes, self.size_bytes = 0, 0
+        self.watchers: list[Callable[[], None]] = []
+        self.decisions = Decisions(self)
 
     # Start and saved state
 
@@ -57,10 +68,10 @@ class Daemon(Machine):
             return "idle.enter"
         try:
             name, self.update = from_text(text)
-            self.store.lock()
         except StoreError as error:
             self.log.error(f"Cannot go on with the saved update: {error}")
             return "idle.enter"
+        self._claim_store()
         self.log.open_deployment(self.config.update_log_path, self.update.id)
         saved = resume_after(name)
         self.outcome = Outcome.after_restart(
@@ -69,17 +80,48 @@ class Daemon(Machine):
         self.log.info(f"Going on with deployment {self.update.id} after a restart: {name} -> {saved.resume}")
         if self.outcome.failed and not self.outcome.undone:
             self.cause = f"the device or the agent restarted during {name}"
+        if self.flow[saved.resume].work.kind == "control":
+            self._resumed_at = saved.resume
         try:
-            self._write_state(name)
+            # However often the power goes during a pause, that is not a loop.
+            self._write_state(name, counted=not self._resumed_at)
         except LoopError as error:
             self.failed(str(error))
             self.outcome.add(self.flow["loop"], "loop")
             return "loop"
         except StoreError as error:
             self.log.error(str(error))
-        if self.flow[saved.resume].work.kind == "control":
-            self._resumed_at = saved.resume
         return saved.resume
+
+    def perform(self, step: Step) -> str:
+        self.step = step
+        self.state = state_of(step) or self.state
+        self.pause = self.wake = None
+        self.announce()
+        return super().perform(step)
+
+    @property
+    def paused_at(self) -> str:
+        """The control point at which the update is paused, or empty."""
+        return self.step.work.subject if self.pause else ""
+
+    def announce(self) -> None:
+        """Tell those who watch that the daemon's situation may have changed."""
+        for watcher in self.watchers:
+            watcher()
+
+    def _claim_store(self) -> None:
+        """Lock the store; a command that is at work (it was started before us) is waited for."""
+        told = False
+        while True:
+            try:
+                self.store.lock()
+                return
+            except StoreError as error:
+                if not told:
+                    self.log.warning(f"The saved update has to wait: {error}")
+                    told = True
+                self.context.loop.wait((), time.monotonic() + _CLAIM_S)
 
     def save(self, step: Step, name: str) -> None:
         self._write_state(name)
@@ -159,6 +201,7 @@ class Daemon(Machine):
         self.update.artifact_name = deployment["artifact"].get("artifact_name") or ""
         self.outcome = Outcome()
         self.cause = ""
+        self.done_bytes = self.size_bytes = 0
         self.log.open_deployment(self.config.update_log_path, self.update.id)
         self.log.info(f"Deployment {self.update.id}: {self.update.artifact_name}")
         try:
@@ -204,7 +247,7 @@ class Daemon(Machine):
 
         def answer(message: dict[str, object]) -> dict[str, object] | None:
             if "done_bytes" in message:
-                self.log.info(f"Downloaded {message['done_bytes']} of {message['size_bytes']} bytes")
+                self._progressed(int(str(message["done_bytes"])), int(str(message["size_bytes"])))
                 return None
             self.update.accept(message)
             self.log.info(f"Artifact {self.update.artifact_name}, payload {message['payload_type']}")
@@ -218,6 +261,13 @@ class Daemon(Machine):
 
         child.run(work, answer=answer, log=self.log, wait=self.context.loop.wait, what="the download")
         return "ok" if self.update.payload_type else "nothing"
+
+    def _progressed(self, done_bytes: int, size_bytes: int) -> None:
+        """Note how far the download is; every fifth goes into the log."""
+        if done_bytes * 5 // size_bytes > self.done_bytes * 5 // size_bytes:
+            self.log.info(f"Downloaded {done_bytes} of {size_bytes} bytes")
+        self.done_bytes, self.size_bytes = done_bytes, size_bytes
+        self.announce()
 
     def do_rollback_not_needed(self, _step: Step) -> str:
         """A failed download left nothing to undo."""
@@ -295,6 +345,7 @@ class Daemon(Machine):
                     raise ControlError(reason)
             decision = self.pool.evaluate(point, time.monotonic())
             self.save_pool()
+            self.pause = decision if decision.action == "pause" else None
             self.log.info(f"Control point {point}: {decision.action}{_names(decision)}")
             if decision.action == "fail":
                 raise ControlError(f"told to fail{_names(decision)}")
@@ -337,6 +388,8 @@ class Daemon(Machine):
             wake = self.pool.next_deadline(
                 now, self.update.id, self.config.map_poll_interval_s, retry_at=retry_at
             )
+            self.wake = wake
+            self.announce()
             if wake.at <= now or not self.context.loop.wait_for_change(wake.at):
                 return wake.then == "refresh"
 
@@ -373,7 +426,7 @@ class Daemon(Machine):
         config = self.config
         try:
             return control.Pool.from_store(
-                self.store.get(_MAPS),
+                self.store.get(self.MAPS_KEY),
                 time.monotonic(),
                 expiration_s=config.map_expiration_s,
                 boot_expiration_s=config.map_boot_expiration_s,
@@ -385,7 +438,7 @@ class Daemon(Machine):
     def save_pool(self) -> None:
         """Write the maps down. A failure is logged; the maps in memory go on counting."""
         try:
-            self.store.write({_MAPS: self.pool.to_store(time.monotonic())})
+            self.store.amend({self.MAPS_KEY: self.pool.to_store(time.monotonic())})
         except StoreError as error:
             self.log.error(f"The control maps will not survive a restart: {error}")
 
@@ -437,6 +490,7 @@ class Daemon(Machine):
         self.update = Update()
         self.outcome = Outcome()
         self.forget_payload()
+        self.decisions.update_ended()
 
 
 def _names(decision: control.Decision) -> str:
@@ -446,14 +500,14 @@ def _names(decision: control.Decision) -> str:
 
 
 def _progress(channel: child.Channel) -> Callable[[int, int | None], None]:
-    """Tell the parent about every fifth of the download."""
+    """Tell the parent about every hundredth of the download."""
     told = 0
 
     def progress(done_bytes: int, size_bytes: int | None) -> None:
         nonlocal told
-        fifth = done_bytes * 5 // size_bytes if size_bytes else 0
-        if fifth > told:
-            told = fifth
+        hundredth = done_bytes * 100 // size_bytes if size_bytes else 0
+        if hundredth > told:
+            told = hundredth
             channel.send({"done_bytes": done_bytes, "size_bytes": size_bytes})
 
     return progress

@@ -62,3 +62,7 @@ class TransferError(UpdateError):
 
 class ControlError(UpdateError):
     """An update control map is not valid."""
+
+
+class IdleError(ControlError):
+    """A command is for an update, and there is none that it could be for."""

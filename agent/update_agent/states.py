@@ -345,6 +345,29 @@ def resume_after(stored_name: str) -> Saved:
     return _SAVED_BY_NAME.get(stored_name, _SAVED_BY_NAME[""])
 
 
+def points_ahead(step_name: str) -> list[str]:
+    """The pause points that a deployment at this step may still reach, the one it is at included.
+
+    The rows of DAEMON stand in the order of the way through them.
+    """
+    names = [step.name for step in DAEMON]
+    rest = DAEMON[names.index(step_name) :]
+    return [step.work.subject for step in rest if step.work.kind == "control"]
+
+
+# The part of a step's name before the dot belongs to the state whose scripts it runs.
+_STATE_OF_STEPS = {
+    step.name.partition(".")[0]: step.work.state for step in DAEMON if step.work.kind == "hook"
+}
+
+
+def state_of(step: Step) -> str:
+    """The state in the field's sense that a step belongs to; empty for reports and other steps between states."""
+    if step.work.kind == "control":
+        return step.work.state
+    return _STATE_OF_STEPS.get(step.name.partition(".")[0], "")
+
+
 def next_step(step: Step, event: str) -> str:
     """The step after `step` ended in `event`. `loop` leads to the loop breaker wherever it happens."""
     return "loop" if event == "loop" else step.edges[event]
