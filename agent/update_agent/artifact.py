@@ -122,6 +122,7 @@ class Reader:
     """An artifact on a stream that has `read(n)`, perhaps `readinto`. `header` is there, verified, at once.
 
     verify_keys: public keys; with any, the artifact must be signed by one of them; `verified_by` tells which.
+    `digests`: the payload files the manifest lists and their SHA-256 in hex.
     memory_limit_bytes bounds what a decompressor may need. Raises ArtifactError; errors of the stream pass.
     """
 
@@ -155,6 +156,7 @@ class Reader:
             )
         # Only now is the manifest looked at: with keys, nothing of an unsigned one is.
         self._header_digest, self._files = _parse_manifest(manifest, version_bytes)
+        self.digests = dict(self._files)
         self.header = self._read_header(member, signed)
 
     def files(self) -> Iterator[PayloadFile]:
@@ -285,7 +287,7 @@ def _parse_manifest(data: bytes, version: bytes) -> tuple[str, dict[str, str]]:
                 raise ArtifactError("the artifact's manifest lists two headers")
             header = digest
         elif name.startswith(_DATA_FILE):
-            files[_file_name(name.removeprefix(_DATA_FILE))] = digest
+            files[check_file_name(name.removeprefix(_DATA_FILE))] = digest
         elif name != "version":
             raise ArtifactError(f"the artifact's manifest lists {name!r}, which is no part of an artifact")
     if "version" not in digests:
@@ -298,10 +300,11 @@ def _parse_manifest(data: bytes, version: bytes) -> tuple[str, dict[str, str]]:
     return header, files
 
 
-def _file_name(name: str) -> str:
+def check_file_name(name: str) -> str:
+    """The name of a payload file, if it may have it; ArtifactError otherwise."""
     if not _FILE_NAME.fullmatch(name) or name in (".", ".."):
         raise ArtifactError(
-            f"the artifact's manifest lists a payload file named {name!r}",
+            f"the artifact has a payload file named {name!r}",
             hint="letters, digits, and _ - . , are accepted in names",
         )
     return name

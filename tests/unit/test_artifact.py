@@ -235,6 +235,7 @@ def test_signed(keys: dict[str, SigningKey], kind: str) -> None:
     reader = Reader(Pipe(data), verify_keys=everyone)
     assert reader.verified_by == str(keys[kind].public)
     assert reader.header.signed is True
+    assert reader.digests == {"payload.bin": hashlib.sha256(PAYLOAD).hexdigest()}
     unchecked = Reader(Pipe(data))
     assert (unchecked.header.signed, unchecked.verified_by) == (True, None)
 
