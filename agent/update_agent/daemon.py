@@ -14,6 +14,7 @@ from update_agent.loop import plain_wait
 from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
 from update_agent.states import DAEMON_STEPS, MAX_SAVES, Step, resume_after, state_of
+from update_agent.store import BusyError
 from update_agent.timers import PollTimer
 from update_agent.update import Update, commit, from_text, installed
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from update_agent.remote import Remote, Reply
 
 _STATE = "state"
-_CLAIM_S = 5  # between two tries to lock the store
+_CLAIM_S = 10  # between two tries to lock the store
 
 
 class Daemon(Machine):
@@ -71,7 +72,7 @@ class Daemon(Machine):
         except StoreError as error:
             self.log.error(f"Cannot go on with the saved update: {error}")
             return "idle.enter"
-        self._claim_store()
+        self._claim_store(wait=True)
         self.log.open_deployment(self.config.update_log_path, self.update.id)
         saved = resume_after(name)
         self.outcome = Outcome.after_restart(
@@ -110,18 +111,24 @@ class Daemon(Machine):
         for watcher in self.watchers:
             watcher()
 
-    def _claim_store(self) -> None:
-        """Lock the store; a command that is at work (it was started before us) is waited for."""
-        told = False
+    def _claim_store(self, *, wait: bool) -> None:
+        """Lock the store. With `wait` a command that was there first may finish, else BusyError is raised.
+
+        A medium on which nothing can be locked does not keep an update from coming to its end.
+        """
         while True:
             try:
                 self.store.lock()
                 return
-            except StoreError as error:
-                if not told:
-                    self.log.warning(f"The saved update has to wait: {error}")
-                    told = True
+            except BusyError as error:
+                if not wait:
+                    raise
+                self.log.warning(f"The saved update waits: {error}")
                 self.context.loop.wait((), time.monotonic() + _CLAIM_S)
+                self.store.reload()
+            except StoreError as error:
+                self.log.error(str(error))
+                return
 
     def save(self, step: Step, name: str) -> None:
         self._write_state(name)
@@ -195,7 +202,7 @@ class Daemon(Machine):
         """Begin the deployment that the server handed out (validated by `server`)."""
         assert isinstance(deployment, dict)
         source = deployment["artifact"]["source"]
-        self.store.lock()
+        self._claim_store(wait=False)
         self.update = Update(deployment["id"], source["uri"])
         self.update.expire = source.get("expire") or ""
         self.update.artifact_name = deployment["artifact"].get("artifact_name") or ""

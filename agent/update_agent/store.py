@@ -99,6 +99,10 @@ def _decode(path: str) -> dict[str, str]:
     return dict(values)
 
 
+class BusyError(StoreError):
+    """Another process carries out an update."""
+
+
 class Store:
     """Named text values that survive power loss; several change together or not at all."""
 
@@ -124,14 +128,14 @@ class Store:
                 self._log.error(f"Cannot use the saved state: {error}")
 
     def lock(self) -> None:
-        """Claim the store for this process until it ends. Raises StoreError when another one has it."""
+        """Claim the store for this process until it ends. Raises BusyError when another one has it."""
         try:
             self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self.unlock()
             if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
-                raise StoreError(
+                raise BusyError(
                     "another update process is at work", hint="is the daemon in an update?"
                 ) from error
             raise StoreError(f"cannot lock {self._lock_path}: {os.strerror(error.errno or 0)}") from error

@@ -163,8 +163,9 @@ class Lab:
 
     def configure(self, server_url: str) -> None:
         """Write mender.conf: the scenario's settings, with times made short."""
-        document: Json = {**(self.given.get("config") or {}), **short_times(self.given)}
-        document.update(ServerURL=server_url, PauseSurvivesRestart=False)
+        # Scenarios expect what client 3.5 does when the power goes during a pause, unless they say more.
+        document: Json = {"PauseSurvivesRestart": False, "ServerURL": server_url}
+        document.update({**(self.given.get("config") or {}), **short_times(self.given)})
         self._write("conf/mender.conf", json.dumps(document, indent=1))
 
     def environment(self) -> dict[str, str]:
