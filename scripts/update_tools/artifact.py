@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from update_agent import header
 from update_agent.artifact import (
@@ -31,8 +31,10 @@ from update_agent.artifact import (
 )
 from update_agent.errors import ArtifactError
 from update_agent.tarstream import StreamSource, TarStream
-from update_tools.keys import PrivateKey
 from update_tools.packing import SUFFIXES, Data, Packer, packer
+
+if TYPE_CHECKING:
+    from update_tools.keys import PrivateKey
 
 VERSION = b'{"format":"mender","version":3}'
 ROOTFS = "rootfs-image"

@@ -8,18 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from update_agent.artifact import PayloadFile, Reader
 from update_agent.errors import ArtifactError
 from update_tools import artifact
 from update_tools.artifact import Contents, Packing, Software
-from update_tools.keys import PrivateKey
 from update_tools.packing import GZIP_PROGRAMS, SUFFIXES
+
+if TYPE_CHECKING:
+    from update_tools.keys import PrivateKey
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 write_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -308,6 +308,9 @@ def _save(file: PayloadFile, path: Path) -> None:
 
 
 def _write(contents: Contents, output: Path, packing: Packing, key: Path | None, mtime: int) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     signing_key = _private_key(key) if key else None
     total = sum(path.stat().st_size for path in contents.files if path.exists())
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -335,6 +338,8 @@ def _reading(path: Path, keys: list[Path]) -> Iterator[Reader]:
 
 
 def _private_key(path: Path) -> PrivateKey:
+    from update_tools.keys import PrivateKey  # cryptography takes 80 ms to load
+
     passphrase = os.environ.get("OTA_KEY_PASSPHRASE")
     key = PrivateKey.load(path, passphrase.encode() if passphrase else None)
     if key.only_ours:

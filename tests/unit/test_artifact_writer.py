@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The desk side of artifacts: write, sign, read, dump; the same bytes every time; refusals with the reason."""
+"""The desk side of artifacts: write, sign, read, dump; the same bytes every time; why it refuses."""
 
 from __future__ import annotations
 
