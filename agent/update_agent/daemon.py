@@ -158,9 +158,12 @@ class Daemon(Machine):
             self.save_pool()
         while True:
             now = time.monotonic()
+            # The interval runs from here: a script that stops a poll must not bring it back at once.
             if self.signals.take(signal.SIGUSR2) or now >= self.inventory_timer.due:
+                self.inventory_timer.started(now)
                 return "inventory"
             if self.signals.take(signal.SIGUSR1) or now >= self.poll_timer.due:
+                self.poll_timer.started(now)
                 return "deployment"
             self.context.loop.wait_for_change(min(self.poll_timer.due, self.inventory_timer.due))
 
@@ -171,7 +174,6 @@ class Daemon(Machine):
         return self._poll()
 
     def _submit_inventory(self) -> str:
-        self.inventory_timer.started(time.monotonic())
         provides = {**installed(self.store), "device_type": self.config.device_type()}
         reply = self.remote.inventory(provides)
         if reply.kind == "ok":
@@ -183,7 +185,6 @@ class Daemon(Machine):
         return "fail"
 
     def _poll(self) -> str:
-        self.poll_timer.started(time.monotonic())
         self.store.reload()  # a command may have installed something meanwhile
         provides = {**installed(self.store), "device_type": self.config.device_type()}
         reply = self.remote.poll(provides)

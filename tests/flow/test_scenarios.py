@@ -149,3 +149,21 @@ def test_a_file_without_scenarios_is_an_error(tmp_path: Path, text: str) -> None
     path.write_text(text)
     with pytest.raises(UpdateError, match=str(path)):
         scenarios.load(str(path))
+
+
+@pytest.mark.parametrize("times", [1, "always"])
+def test_a_sync_script_that_fails_does_not_bring_its_poll_back_at_once(times: int | str) -> None:
+    failing = ["script:Idle_Enter_00", "script:Idle_Leave_00", "script:Sync_Enter_00", "script:Sync_Error_00"]
+    passing = [*failing[:3], "script:Sync_Leave_00", "status:downloading", "script:Download_Enter_00"]
+    given = {
+        "supports_rollback": True,
+        "needs_reboot": "No",
+        "idle_sync_scripts": True,
+        "faults": [
+            {"at": "Sync_Enter_00", "do": "fail", "times": times},
+            {"at": "Download_Enter_00", "do": "fail"},
+        ],
+    }
+    end = ["script:Download_Error_00", "status:failure", "logs"]
+    trace = [*failing, *passing, *end] if times == 1 else [*failing, *failing]
+    scenarios.play({"id": "sync-enter", "mode": "daemon", "given": given, "expect": {"trace": trace}})

@@ -53,6 +53,15 @@ def test_nothing_after_the_end_counts(tmp_path: Path, end: str) -> None:
     assert journal.trace() == ["status:success"]
 
 
+def test_a_failed_poll_is_the_end_but_not_a_failed_inventory_submission() -> None:
+    sync = ["script:Idle_Enter_00", "script:Idle_Leave_00", "script:Sync_Enter_00", "script:Sync_Error_00"]
+    lines = [f"@ {event}" for event in sync]
+    assert events(lines[0], lines[1], "@ retry_wait", *lines[1:], lines[0])[-1] == sync[0]
+    assert events(*lines, *lines, *lines) == 2 * sync
+    assert events(*lines, "@ kill", "@ boot", *lines, *lines, *lines) == [*sync, "kill", "boot", *sync, *sync]
+    assert events(*lines, lines[0]) == [*sync, sync[0]]
+
+
 def test_a_script_cannot_pretend_to_be_the_agent() -> None:
     output = "Collected output (stdout) while running script: Control point ArtifactInstall_Enter: continue"
     assert events(log(output), "Control point ArtifactInstall_Enter: continue") == []

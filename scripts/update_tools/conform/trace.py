@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 KILL, REBOOT = "kill", "reboot"
 _LOG_LINE = re.compile(r"^\S+ (?:DEBUG|INFO|WARNING|ERROR): (.*)$")
@@ -68,28 +68,40 @@ class Journal:
 
     def has_ended(self) -> bool:
         """True once the agent is through with the deployment, or its poll has failed."""
-        return any(_is_end(line) for line in self.lines())
+        return None in _events(self.lines(), self._artifact_scripts)
 
     def requests(self) -> list[str]:
         """What scripts asked the harness for, in order."""
         return [line[2:] for line in self.lines() if line.startswith("! ")]
 
 
-def _is_end(line: str) -> bool:
-    log = _LOG_LINE.match(line)
-    return log is not None and _END.match(log[1]) is not None
-
-
 def events(lines: Iterable[str], artifact_scripts: str) -> Iterable[str]:
-    """The trace events among journal lines, until the deployment has ended."""
+    """The trace events among journal lines, until the deployment has ended or its poll has failed."""
+    return (event for event in _events(lines, artifact_scripts) if event is not None)
+
+
+def _events(lines: Iterable[str], artifact_scripts: str) -> Iterator[str | None]:
+    """As `events`, with None as the last one if the end was reached."""
+    polls, hook, is_failed = 0, "", False
     for line in lines:
         if line.startswith("@ "):
-            yield line[2:]
+            event = line[2:]
+            # Of the polls of a process the first is for inventory, the second for a deployment.
+            if is_failed and event.startswith("script:Idle_Enter"):
+                yield None
+                return
+            before = hook
+            if event.startswith("script:"):
+                hook = "_".join(event.split("_")[:2])
+            polls = 0 if event == "boot" else polls + (hook == "script:Idle_Leave" != before)
+            is_failed = polls > 1 and event.startswith("script:Sync_Error")
+            yield event
             continue
         log = _LOG_LINE.match(line)
         if log is None:
             continue
         if _END.match(log[1]):
+            yield None
             return
         bad_version = _VERSION.match(log[1])
         if bad_version:
