@@ -8,15 +8,17 @@ import signal
 import sys
 
 from update_agent import __version__, config
-from update_agent.errors import ConfigError, StoreError, UpdateError
+from update_agent.errors import ConfigError, IdleError, StoreError, UpdateError
 from update_agent.log import LEVELS, Log
 from update_agent.options import COMMANDS, Usage, parse, usage_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
     from update_agent.config import Config
+    from update_agent.daemon import Daemon
     from update_agent.machine import Context
     from update_agent.options import Options
 
@@ -83,8 +85,21 @@ def _daemon(options: Options) -> int:
         except UpdateError as error:
             log.error(str(error))
     log.info(f"update-agent {__version__} is running")
-    Daemon(context, Remote(settings, log, context.loop.wait), signals).run()
+    daemon = Daemon(context, Remote(settings, log, context.loop.wait), signals)
+    _serve_locally(daemon)
+    daemon.run()
     return 0
+
+
+def _serve_locally(daemon: Daemon) -> None:
+    """Let applications and people in: control socket and D-Bus. Updates go on without either."""
+    from update_agent.ctl import ControlSocket
+
+    settings, log = daemon.config, daemon.log
+    try:
+        ControlSocket(daemon, settings.control_socket, settings.control_group).listen()
+    except ConfigError as error:
+        log.warning(f"No local control: {error}")
 
 
 def _standalone(options: Options) -> int:
@@ -151,6 +166,37 @@ def _signal_daemon(options: Options) -> int:
     raise StoreError("the update daemon is not running", hint=f"systemctl status {_UNITS[0]}")
 
 
+def _control(options: Options) -> int:
+    """Have the daemon do it, or tell."""
+    import json
+
+    from update_agent import ctl, report
+
+    settings, _ = _configure(options)
+    request: dict[str, object] = {"verb": options.verb}
+    say: Callable[[Any], str]
+    if options.verb == "status":
+        request["follow"] = options.follow
+        say = json.dumps if options.json else report.status_text
+    elif options.verb == "maps":
+        say = report.maps_text
+    elif options.verb == "pause":
+        request["points"] = options.arguments
+        say = report.pause_text
+    else:
+        request["point"] = options.arguments[0] if options.arguments else ""
+        say = report.continue_text if options.verb == "continue" else report.fail_text
+
+    try:
+        ctl.ask(settings.control_socket, request, lambda result: print(say(result), flush=True))
+    except IdleError as error:
+        print(f"Could not fulfill request: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
 _VERBS = {
     "daemon": _daemon,
     "install": _standalone,
@@ -159,6 +205,11 @@ _VERBS = {
     "resume": _standalone,
     "show-artifact": _show,
     "show-provides": _show,
+    "status": _control,
+    "pause": _control,
+    "continue": _control,
+    "fail": _control,
+    "maps": _control,
     "check-update": _signal_daemon,
     "send-inventory": _signal_daemon,
 }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CONF_DIR = "/etc/mender"
 DATA_DIR = "/usr/share/mender"
 DATASTORE = "/var/lib/mender"
+CONTROL_SOCKET = "/run/update-agent/control.sock"
 
 # Dotted names are nested objects. A default of None means "not set"; the kind then says what is accepted.
 #   key in mender.conf                          kind   default  attribute
@@ -52,6 +53,8 @@ KEYS: tuple[tuple[str, str, object, str], ...] = (
     ("RootfsPartB", "text", "", "rootfs_part_b"),
     # Ours. True: a pause survives a restart (see agent/README.md); False: exactly as client 3.5 does.
     ("PauseSurvivesRestart", "bool", True, "pause_survives_restart"),
+    # Ours. Members of this group may use the control socket, beside root.
+    ("ControlGroup", "text", "", "control_group"),
     # Ours. First wait of every backoff, its unit, and the least cap for reports and map refreshes.
     ("RetryFirstIntervalSeconds", "seconds", 60, "retry_first_interval_s"),
 )
@@ -89,6 +92,7 @@ class Config:
         self.conf_dir = os.environ.get("MENDER_CONF_DIR", CONF_DIR)
         self.data_dir = os.environ.get("MENDER_DATA_DIR", DATA_DIR)
         self.datastore = os.environ.get("MENDER_DATASTORE_DIR", DATASTORE)
+        self.control_socket = os.environ.get("UPDATE_CONTROL_SOCKET", CONTROL_SOCKET)
         self.warnings: list[str] = []
         self.server_url: str | None
         self.server_list: list[str] | None
@@ -122,6 +126,7 @@ class Config:
         self.rootfs_part_a: str
         self.rootfs_part_b: str
         self.pause_survives_restart: bool
+        self.control_group: str
         self.retry_first_interval_s: int
         for _, _, default, attribute in KEYS:
             setattr(self, attribute, default)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from update_agent.errors import ConfigError
-from update_agent.states import STOP_BEFORE
+from update_agent.states import POINTS, STOP_BEFORE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ class Option:
 
 
 class Command:
-    """One verb: its argument's placeholder ("" for none), what it does, and its own options."""
+    """One verb: its argument's placeholder, what it does, and its own options.
+
+    The placeholder is "" for no argument, `NAME...` for one or more, `[NAME]` for one that may be left out.
+    """
 
     __slots__ = ("argument", "help", "name", "options")
 
@@ -59,6 +62,10 @@ _STOP_BEFORE = Option(
     f"stop before one of {', '.join(STOP_BEFORE)}; `resume` goes on",
     repeat=True,
 )
+_STATUS = (
+    Option("--json", "", "json", "as JSON, one document a line"),
+    Option("--follow", "", "follow", "again after each change, until the daemon ends"),
+)
 COMMANDS = (
     Command("daemon", "", "poll the server and carry out its deployments"),
     Command("install", "FILE_OR_URL", "install an artifact", _REBOOT_EXIT, _STOP_BEFORE),
@@ -67,6 +74,11 @@ COMMANDS = (
     Command("rollback", "", "undo the installed artifact", _STOP_BEFORE),
     Command("show-artifact", "", "print the name of the installed artifact"),
     Command("show-provides", "", "print everything the installed artifacts provide"),
+    Command("status", "", "tell what the daemon is doing, and who holds an update", *_STATUS),
+    Command("pause", "POINT...", f"hold updates at {', '.join(POINTS)}"),
+    Command("continue", "[POINT]", "let the update go on from where it is paused, or undo a `pause`"),
+    Command("fail", "[POINT]", "fail the update where it is paused, or at the next point it reaches"),
+    Command("maps", "", "list the control maps that decide about updates"),
     Command("check-update", "", "have the daemon ask for a deployment now"),
     Command("send-inventory", "", "have the daemon submit the inventory now"),
 )
@@ -86,7 +98,7 @@ class Options:
 
     def __init__(self) -> None:
         self.verb = ""
-        self.artifact = ""
+        self.arguments: list[str] = []
         self.config: str | None = None
         self.fallback_config: str | None = None
         self.datastore: str | None = None
@@ -98,6 +110,13 @@ class Options:
         self.help = False
         self.reboot_exit_code = False
         self.stop_before: list[str] = []
+        self.json = False
+        self.follow = False
+
+    @property
+    def artifact(self) -> str:
+        """The argument of `install`."""
+        return self.arguments[0]
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -157,12 +176,12 @@ def _check(options: Options, arguments: list[str]) -> Options:
     if not options.verb:
         raise Usage("a command is needed")
     wanted = _COMMAND[options.verb].argument
-    if wanted:
-        if not arguments:
-            raise Usage(f"{options.verb} needs {wanted}", options.verb)
-        options.artifact = arguments.pop(0)
-    if arguments:
-        raise Usage(f"surplus argument {arguments[0]!r}", options.verb)
+    if wanted and not wanted.startswith("[") and not arguments:
+        raise Usage(f"{options.verb} needs {wanted}", options.verb)
+    most = len(arguments) if wanted.endswith("...") else bool(wanted)
+    if len(arguments) > most:
+        raise Usage(f"surplus argument {arguments[most]!r}", options.verb)
+    options.arguments = arguments
     for state in options.stop_before:
         if state not in STOP_BEFORE:
             raise Usage(f"--stop-before {state}: it must be one of {', '.join(STOP_BEFORE)}", options.verb)

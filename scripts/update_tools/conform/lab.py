@@ -42,7 +42,17 @@ _ARTIFACT_STATES = (
 )
 _ACTIONS = ("Enter", "Leave", "Error")
 _FAULTS = ("fail", "kill", "timeout", "retry_later", "pass")
-_FOLDERS = ("bin", "conf/scripts", "count", "data/identity", "data/modules/v3", "faults", "left", "store")
+_FOLDERS = (
+    "bin",
+    "conf/scripts",
+    "count",
+    "data/identity",
+    "data/modules/v3",
+    "faults",
+    "left",
+    "run",
+    "store",
+)
 _LIMIT_S = 2  # time limit of a script or module call that a scenario lets run out
 
 _LIBRARY = r"""
@@ -180,6 +190,8 @@ class Lab:
             "MENDER_CONF_DIR": self.path("conf"),
             "MENDER_DATA_DIR": self.path("data"),
             "MENDER_DATASTORE_DIR": self.store_dir,
+            "UPDATE_CONTROL_SOCKET": self.path("run/control.sock"),
+            "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={self.path('run/bus')}",
         }
 
     def command(self, *arguments: str) -> list[str]:
