@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: no test asserts a time; a board test may be skipped where QEMU is missing, but never in CI."""
+"""For all tests: none asserts a time; a board test may be skipped where QEMU is missing, but never in CI."""
 
 from __future__ import annotations
 
