@@ -9,7 +9,7 @@ from .tools import BenchError
 class Kind:
     """A kind of board: how its parts are built and how QEMU is started.
 
-    `qemu` words may use {disk}, {uboot}, {mac} and {console} (the name of the character device of the console).
+    `qemu` words may use {disk}, {uboot}, {mac} and {console} (the console's character device).
     """
 
     __slots__ = (
@@ -47,7 +47,7 @@ class Kind:
         """U-Boot configuration fragments of the layer, in this order."""
         self.kernel_package = kernel_package
         self.kernel_image = kernel_image
-        """Form of the kernel in the slot: "Image", "Image.gz" or "zImage"; its name is the layer's UPDATE_KERNEL."""
+        """Form of the kernel in the slot ("Image", "Image.gz"); its name is the layer's UPDATE_KERNEL."""
         self.modules = modules
         """Kernel modules the initramfs loads; what they depend on comes by itself."""
         self.qemu = qemu
@@ -66,7 +66,7 @@ BOARDS = {
         qemu=(
             *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-smp", "2"),
             *("-accel", "tcg,thread=single", "-m", "512", "-bios", "{uboot}", "-serial", "chardev:{console}"),
-            *("-drive", "if=none,id=card,file={disk},format=raw,cache=writethrough"),
+            *("-drive", "if=none,id=card,file={disk},format=raw"),
             *("-device", "sdhci-pci", "-device", "sd-card,drive=card"),
             *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,mac={mac},romfile="),
             *("-device", "virtio-rng-pci"),

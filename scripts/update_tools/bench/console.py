@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The serial console of a running board: QEMU writes all of it to a file, and takes input on a socket.
 
-Reading is always from the file, so nothing is lost between calls. The socket is held only while something is typed,
-so a person can attach between two commands of a script; while held, it is drained, else QEMU would stop the board.
+Reading is always from the file, so nothing is lost between calls. The socket is held only while something is
+typed, so a person can attach between two commands of a script; meanwhile it is drained, else the board stops.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import re
 import secrets
+import select
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ class Console:
         deadline = time.monotonic() + timeout_s
         while True:
             alive = self._alive()  # asked before reading: what was said last is still seen
-            self._drain()
+            self.drain()
             text = self.text()
             if match := compiled.search(text):
                 self._mark += len(text[: match.end()].encode(errors="replace"))
@@ -115,10 +116,10 @@ class Console:
                 f"echo '<'{name}; (eval \"$({source} | base64 -d)\") </dev/null 2>&1; echo '>'{name} $?\n"
             )
             self.wait_for(rf"<{name}\r?\n", timeout_s)
-            match = self.wait_for(rf"((?:.|\r|\n)*?)>{name} (\d+)", timeout_s)
+            match = self.wait_for(rf">{name} (\d+)\r?\n", timeout_s)
         finally:
             self.release()
-        return Said(int(match[2]), _TERMINAL.sub("", match[1]))
+        return Said(int(match[1]), _TERMINAL.sub("", match.string[: match.start()]))
 
     def uboot(self, command: str, timeout_s: float = 30.0) -> str:
         """Run a command at U-Boot's prompt and return what it said."""
@@ -126,10 +127,10 @@ class Console:
         try:
             self.type(f"{command}; echo '>'{name}\n")
             self.wait_for(rf"echo '>'{name}\r?\n", timeout_s)
-            match = self.wait_for(rf"((?:.|\r|\n)*?)>{name}", timeout_s)
+            match = self.wait_for(rf">{name}\r?\n", timeout_s)
         finally:
             self.release()
-        return _TERMINAL.sub("", match[1])
+        return _TERMINAL.sub("", match.string[: match.start()])
 
     def interrupt_uboot(self, timeout_s: float = 60.0) -> None:
         """Keep pressing a key until U-Boot shows its prompt."""
@@ -147,13 +148,12 @@ class Console:
         finally:
             self.release()
 
-    def _drain(self) -> None:
-        while self._socket is not None:
+    def drain(self) -> None:
+        """Take what QEMU sends while the keyboard is held; the same is in the log."""
+        while self._socket is not None and select.select([self._socket], [], [], 0)[0]:
             try:
-                if not self._socket.recv(65536, socket.MSG_DONTWAIT):
+                if not self._socket.recv(65536):
                     self.release()
-            except BlockingIOError:
-                return
             except OSError:
                 self.release()
 

@@ -163,7 +163,7 @@ class Apt:
         with cache.lock(f"apt-{self.arch}"):
             self.prepare()
             said = self._apt("apt-cache", "showsrc", "--only-source", package)
-        versions = re.findall(r"^Version: (\S+)", said, re.MULTILINE)
+        versions: list[str] = re.findall(r"^Version: (\S+)", said, re.MULTILINE)
         if not versions:
             raise BenchError(f"Debian's sources have no package {package}")
         newest = versions[0]
@@ -196,7 +196,7 @@ class Apt:
 
 
 def unpack(files: Sequence[Path], into: Path) -> None:
-    """Unpack packages over one another. /bin, /lib and /sbin are links into /usr first, as Debian installs."""
+    """Unpack packages over one another; /bin, /lib and /sbin are links into /usr, as Debian installs."""
     for name in ("bin", "lib", "sbin"):
         (into / "usr" / name).mkdir(parents=True, exist_ok=True)
         (into / name).symlink_to(f"usr/{name}")

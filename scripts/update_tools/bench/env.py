@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""U-Boot's redundant environment as bytes on a card: read it as U-Boot and Linux do, and tear it as a power cut may."""
+"""U-Boot's redundant environment on a card: read it as U-Boot and Linux do, tear it as a power cut may."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Copy:
 
 
 class Environment:
-    """Both copies. `newer` is the one that counts, None if neither is valid; `older` is the other valid one."""
+    """Both copies. `newer` counts, None if neither is valid; `older` is the other one if it is valid too."""
 
     __slots__ = ("copies", "newer", "older")
 
@@ -77,7 +77,9 @@ def tear(disk: Path, layout: Layout, which: Which) -> None:
     Raises BenchError if there is no such valid copy, or if the torn copy were still valid.
     """
     before = read(disk, layout)
-    chosen = {"newer": [before.newer], "older": [before.older], "both": list(before.copies)}[which]
+    chosen: list[Copy | None] = list(before.copies)
+    if which != "both":
+        chosen = [before.newer if which == "newer" else before.older]
     with open(disk, "r+b") as file:
         for copy in chosen:
             if copy is None or not copy.is_valid:

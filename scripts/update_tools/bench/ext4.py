@@ -73,7 +73,7 @@ class Files:
 
 
 def make(image: Path, files: Files, *, size_bytes: int, label: str, journal: bool) -> Path:
-    """Make a file system of exactly this size in a fresh sparse file. Raises BenchError if it does not fit."""
+    """Make a file system of this size in a fresh sparse file. Raises BenchError if `files` do not fit."""
     name = uuid.uuid5(_NAMESPACE, label)
     image.unlink(missing_ok=True)
     with open(image, "wb") as file:

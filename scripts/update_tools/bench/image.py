@@ -110,7 +110,7 @@ def slot_digest(disk: Path, layout: layer.Layout, slot: str) -> str:
 
 
 def landed(disk: Path, layout: layer.Layout, slot: str, image: Path) -> tuple[int, int]:
-    """Bytes of an image that are on the slot already, and bytes in all; chunks of zeros prove nothing and are left out.
+    """Bytes of an image that are on the slot already, and bytes in all; chunks of zeros, no proof, left out.
 
     A test that cuts the power during a write asserts 0 < landed < all, else it has cut nothing.
     """

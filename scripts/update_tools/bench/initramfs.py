@@ -19,7 +19,7 @@ _APPLETS = ("cat", "insmod", "mount", "reboot", "sh", "sleep", "switch_root", "u
 
 
 def make(tree: Path, modules: Sequence[str]) -> bytes:
-    """A gzip'ed cpio with busybox, our init, and the modules with all that they depend on, from an unpacked tree."""
+    """A gzip'ed cpio with busybox, our init, and the modules with all they need, from unpacked packages."""
     (version,) = [path.name for path in (tree / "usr/lib/modules").iterdir()]
     order = load_order(tree, version, modules)
     entries = [("", stat.S_IFDIR | 0o755, b"", (0, 0))]

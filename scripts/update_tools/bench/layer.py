@@ -31,7 +31,7 @@ _PLACEHOLDER = re.compile(r"@@([A-Z][A-Z0-9_]*)@@")
 
 
 def variables(machine: str, layer: Path = LAYER) -> dict[str, str]:
-    """The layer's variables for a machine: conf/update/layout.inc, changed by conf/update/machine/MACHINE.inc."""
+    """The variables of a machine: conf/update/layout.inc, changed by conf/update/machine/MACHINE.inc."""
     parsed = _Variables(layer, {"MACHINE": machine})
     parsed.read(layer / "conf/update/layout.inc")
     parsed.read(layer / f"conf/update/machine/{machine}.inc")
@@ -67,7 +67,7 @@ def filled(path: str, values: Mapping[str, str], layer: Path = LAYER) -> str:
 
 
 class _Variables:
-    """BitBake's assignments as far as conf/update uses them: = over ?= over ??=, values expanded at the end."""
+    """BitBake's assignments as conf/update uses them: = over ?= over ??=, values expanded at the end."""
 
     def __init__(self, layer: Path, values: dict[str, str]) -> None:
         self._layer = layer
@@ -134,7 +134,7 @@ class Layout:
         self._check(int(values["UPDATE_BOOTLIMIT"]))
 
     def offset(self, name: str) -> int:
-        """Where a partition (BOOT, A, B, DATA) begins; they follow one another in the order of their numbers."""
+        """Where a partition (BOOT, A, B, DATA) begins; they follow one another by their numbers."""
         before = [n for n in self.numbers if self.numbers[n] < self.numbers[name]]
         return self.first_bytes + sum(self.sizes[n] for n in before)
 
@@ -148,8 +148,8 @@ class Layout:
         first, second = sorted(self.env_offsets)
         if first < 1 << 20 or first + self.env_bytes > second or second + self.env_bytes > self.first_bytes:
             raise BenchError(
-                f"environment copies of {self.env_bytes:#x} at {first:#x} and {second:#x} overlap each other, "
-                f"the boot loader, or the first partition at {self.first_bytes:#x}",
+                f"environment copies of {self.env_bytes:#x} at {first:#x} and {second:#x} overlap "
+                f"each other, the boot loader, or the first partition at {self.first_bytes:#x}",
                 hint="UPDATE_UBOOT_ENV_* and UPDATE_FIRST_PART_MB in conf/update",
             )
         if sorted(self.numbers.values()) != [1, 2, 3, 4]:

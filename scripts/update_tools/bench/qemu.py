@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A virtual board: a directory with its card, console and power switch.
 
-Power cuts are SIGKILL to QEMU. They are honest because the card is a raw file: every write of the guest is in the
-host's page cache at once, and stays there. (A qcow2 card loses all writes since the last flush; a test on one passes
-on nothing.) What a real card does inside itself is not shown.
+Power cuts are SIGKILL to QEMU. They are honest because the card is a raw file: every write of the guest is in
+the host's page cache at once, and stays there. (A qcow2 card loses all writes since the last flush; a test on
+one passes on nothing.) What a real card does inside itself is not shown.
 """
 
 from __future__ import annotations

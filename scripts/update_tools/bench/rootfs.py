@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root file systems of a virtual board: a selection of Debian's files, our agent, and no emulation to make them.
+"""Root file systems of a virtual board: a selection of Debian's files and our agent, made without emulation.
 
-Nothing of the board's architecture runs here: programs are picked from unpacked packages with the libraries that
-they name, Python's library is compiled by the same Python on the host, and init is busybox.
+Nothing of the board's architecture runs here: programs are picked from unpacked packages with the libraries
+that they name, Python's library is compiled by the same Python on the host, and init is busybox.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 import json
@@ -42,23 +43,17 @@ _PYTHON_UNUSED = re.compile(
     r"(\.py)?|_?(test|xx|codecs_(cn|hk|iso2022|jp|kr|tw)|sqlite3|tkinter|curses|dbm|gdbm|crypt|nis|ossaudiodev|"
     r"audioop|readline|asyncio|multibytecodec|decimal|lsprof)\w*\.cpython\S*|__pycache__"
 )
-_APPLETS = (
-    "[ ash awk base64 basename blkid cat chmod chown clear cmp cp cut date dd df diff dirname dmesg du echo env expr "
-    "false find free fsync getty grep gunzip gzip head hexdump hostname id ifconfig init insmod ip kill killall less "
-    "ln ls lsmod md5sum mkdir mkfifo mknod mktemp more mount mv nc netstat nohup ping poweroff printf ps pwd readlink "
-    "reboot rm rmdir sed seq sh sha256sum sleep sort stat stty sync tail tar tee test time top touch tr true truncate "
-    "tty umount uname uniq uptime usleep vi wc wget which xargs yes zcat"
-).split()
 _FILES = Path(__file__).parent / "files"
+_CODE = [Path(__file__), Path(initramfs.__file__), _FILES / "init", _FILES / "applets"]
 
 
+@functools.cache
 def base(kind: Kind) -> Path:
-    """Directory with `tree` (the selected files) and `boot` (kernel and initramfs); made once per set of packages."""
+    """Directory with `tree` (selected files) and `boot` (kernel, initramfs), made once per set of packages."""
     apt = debs.Apt(kind.deb_arch)
     (kernel,) = apt.depends(kind.kernel_package)
     files = [*apt.download(PACKAGES), apt.download_one(kernel)]
     inputs = [file.name for file in files] + [repr(kind.modules), kind.kernel_image]
-    code = [Path(__file__), Path(initramfs.__file__), _FILES / "init"]
 
     def make(into: Path) -> None:
         with tempfile.TemporaryDirectory(dir=into) as scratch:
@@ -67,7 +62,7 @@ def base(kind: Kind) -> Path:
             _boot(everything, into / "boot", kind)
             _select(everything, into / "tree", kind.cross.rstrip("-"))
 
-    return cache.made("rootfs", cache.key(*inputs, *code), make)
+    return cache.made("rootfs", cache.key(*inputs, *_CODE), make)
 
 
 def _boot(everything: Path, into: Path, kind: Kind) -> None:
@@ -81,7 +76,7 @@ def _boot(everything: Path, into: Path, kind: Kind) -> None:
 
 
 def _select(everything: Path, into: Path, triplet: str) -> None:
-    """Copy programs, the libraries they need, Python's library as byte code, certificates and D-Bus's policy."""
+    """Copy programs, the libraries they need, Python's library as byte code, certificates, D-Bus's policy."""
     for name in ("bin", "lib", "sbin"):
         (into / "usr" / name).mkdir(parents=True)
         (into / name).symlink_to(f"usr/{name}")
@@ -114,7 +109,8 @@ def _select(everything: Path, into: Path, triplet: str) -> None:
                 take(path)
     compile_python(into / _PYTHON, f"/{_PYTHON}")
     compile_python(into / "usr/lib/python3/dist-packages/jeepney", "/usr/lib/python3/dist-packages/jeepney")
-    for applet in _APPLETS:
+    lines = (_FILES / "applets").read_text().splitlines()
+    for applet in " ".join(line for line in lines if not line.startswith("#")).split():
         if not (into / "usr/bin" / applet).exists():
             (into / "usr/bin" / applet).symlink_to("busybox")
     (into / "usr/bin/python3").symlink_to("python3.11")
@@ -141,12 +137,12 @@ def _library(everything: Path, name: str, triplet: str) -> Path:
     for place in (f"usr/lib/{triplet}", "usr/lib"):
         path = everything / place / name
         if path.exists():
-            return path.parent / path.name
+            return path
     raise BenchError(f"no package has the library {name}")
 
 
 def compile_python(tree: Path, at: str) -> None:
-    """Replace each .py by byte code beside it (as the layer ships it), if this Python makes the board's byte code."""
+    """Replace each .py by byte code, as the layer ships it, if this Python makes the board's byte code."""
     if importlib.util.MAGIC_NUMBER != _PYTHON_MAGIC:
         return  # works all the same, starts slower
     for source in sorted(tree.rglob("*.py")):
@@ -225,7 +221,7 @@ def _agent(files: ext4.Files, scratch: Path) -> None:
 
 
 def _system(files: ext4.Files, values: Mapping[str, str], version: str) -> None:
-    """Accounts, init's table, configuration: all that maintainer scripts and a distribution would have made."""
+    """Accounts, init's table, configuration: what a distribution's installation would have made."""
     tty = values["UPDATE_CONSOLE"].split(",")[0]
     part = values["UPDATE_STORAGE_PART"]
     for path in (

@@ -59,7 +59,7 @@ def run(
         "LC_ALL": "C.UTF-8",
         "SOURCE_DATE_EPOCH": str(EPOCH),
         "E2FSPROGS_FAKE_TIME": str(EPOCH),
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",  # Debian's own programs, never a virtual environment's Python
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",  # Debian's own programs, never those of a venv
         **(env or {}),
     }
     full.pop("VIRTUAL_ENV", None)

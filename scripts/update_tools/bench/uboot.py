@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""U-Boot from Debian's source package with the layer's configuration fragment, boot script and environment."""
+"""U-Boot from Debian's source package with the layer's fragment, boot script and environment."""
 
 from __future__ import annotations
 

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ota board`: a virtual board for a person. Its state is a directory; it stays on when the command ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import boards, image, rootfs
+from .layer import REPOSITORY
+from .qemu import DESK, Board
+from .tools import BenchError
+
+app = typer.Typer(no_args_is_help=True, help="Virtual boards: real U-Boot, kernel and A/B card in QEMU.")
+
+_HOME = REPOSITORY / "build/boards"
+_LEAVE = b"\x1d"  # Ctrl-]
+
+Name = Annotated[str, typer.Argument(help="Name of the board; its files are in build/boards/NAME.")]
+Dir = Annotated[
+    Path | None, typer.Option("--dir", help="Directory of the board, instead of build/boards/NAME.")
+]
+
+
+def _place(name: str, directory: Path | None) -> Path:
+    return directory if directory is not None else _HOME / name
+
+
+def _show(board: Board) -> None:
+    state = "on" if board.is_running() else "off"
+    typer.echo(f"{board.directory}: {board.kind.machine}, {state}")
+    found = board.read_env()
+    if found.newer is None:
+        typer.echo("  both environment copies are bad: U-Boot will start slot A with its defaults")
+    else:
+        for name in ("mender_boot_part", "upgrade_available", "bootcount", "boot_failure"):
+            typer.echo(f"  {name}={found.values.get(name, '')}")
+        if found.older is None:
+            typer.echo("  one environment copy is bad; the other counts")
+    typer.echo(
+        f"  card: {image.allocated_bytes(board.disk) >> 20} MiB of {board.disk.stat().st_size >> 20} MiB used"
+    )
+    typer.echo(f"  console: {board.console.log}")
+
+
+@app.command()
+def create(
+    name: Name = "board",
+    directory: Dir = None,
+    kind: Annotated[str, typer.Option(help=f"Kind of board: {', '.join(boards.BOARDS)}.")] = "virt64",
+    version: Annotated[str, typer.Option(help="Version that slot A calls itself.")] = "1",
+    server_port: Annotated[
+        int, typer.Option(help="Port of a control server on this machine; 0: no server.")
+    ] = 0,
+    poll_s: Annotated[int, typer.Option(help="How often the agent asks for updates.")] = 10,
+) -> None:
+    """Make a board: this repository's agent in slot A, slot B empty. An old one of that name is replaced."""
+    place = _place(name, directory)
+    started = time.monotonic()
+    typer.echo(
+        "making U-Boot, kernel and root file system (minutes the first time, seconds after) ...", err=True
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    row = boards.kind(kind)
+    settings: dict[str, object] = {"UpdatePollIntervalSeconds": poll_s}
+    if server_port:
+        settings["ServerURL"] = f"http://{DESK}:{server_port}"
+    root = place.parent / f".{place.name}.ext4"
+    try:
+        rootfs.make_rootfs(root, row, version=version)
+        board = Board.create(place, root, kind=kind, settings=settings)
+    finally:
+        root.unlink(missing_ok=True)
+    typer.echo(f"made in {time.monotonic() - started:.0f} s", err=True)
+    _show(board)
+
+
+@app.command()
+def boot(name: Name = "board", directory: Dir = None) -> None:
+    """Switch on and wait for the shell; the board stays on."""
+    board = Board(_place(name, directory))
+    started = time.monotonic()
+    booted = board.boot()
+    typer.echo(f"{booted}, up after {time.monotonic() - started:.1f} s")
+
+
+@app.command()
+def console(name: Name = "board", directory: Dir = None) -> None:
+    """Attach to the serial console of a running board. Ctrl-] leaves; the board stays on."""
+    board = Board(_place(name, directory))
+    if not board.is_running():
+        raise BenchError("the board is off", hint="ota board boot")
+    if not sys.stdin.isatty():
+        raise BenchError("the console needs a terminal", hint="ota board shell runs a command")
+    typer.echo("Ctrl-] leaves", err=True)
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setraw(sys.stdin)
+        _attach(board)
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+    typer.echo("", err=True)
+
+
+def _attach(board: Board) -> None:
+    with open(board.console.log, "rb") as log:
+        log.seek(max(0, board.console.log.stat().st_size - 2000))
+        while board.is_running():
+            os.write(1, log.read())
+            if select.select([0], [], [], 0.05)[0]:
+                typed = os.read(0, 4096)
+                if not typed or _LEAVE in typed:
+                    return
+                board.console.type(typed.decode(errors="replace"))
+            board.console.drain()
+
+
+@app.command()
+def shell(
+    command: Annotated[str, typer.Argument(help="What to run as root on the board.")],
+    name: Annotated[str, typer.Option(help="Name of the board.")] = "board",
+    directory: Dir = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for it.")] = 60.0,
+) -> None:
+    """Run a command on a running board; its exit status becomes ours."""
+    said = Board(_place(name, directory)).shell(command, timeout_s)
+    typer.echo(said.output, nl=False)
+    raise typer.Exit(said.code)
+
+
+@app.command()
+def power_cut(name: Name = "board", directory: Dir = None) -> None:
+    """Take the power away, now: QEMU is killed, and what was written so far stays written."""
+    board = Board(_place(name, directory))
+    board.power_cut()
+    _show(board)
+
+
+@app.command()
+def reset(name: Name = "board", directory: Dir = None) -> None:
+    """Put the card back as it was created; the power is cut first."""
+    board = Board(_place(name, directory))
+    started = time.monotonic()
+    board.reset()
+    typer.echo(f"reset in {time.monotonic() - started:.1f} s")
+
+
+@app.command()
+def status(name: Name = "board", directory: Dir = None) -> None:
+    """On or off, what the boot environment on the card says, and where the console log is."""
+    _show(Board(_place(name, directory)))
