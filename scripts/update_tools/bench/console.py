@@ -8,10 +8,13 @@ typed, so a person can attach between two commands of a script; meanwhile it is 
 from __future__ import annotations
 
 import base64
+import fcntl
 import re
 import secrets
 import select
 import socket
+import struct
+import termios
 import time
 from typing import TYPE_CHECKING
 
@@ -83,18 +86,31 @@ class Console:
                 self._socket.settimeout(10)
                 self._socket.connect(str(self._path))
             except OSError as error:
-                self.release()
+                self._close()
                 raise BenchError(
                     f"the board's console cannot be reached: {error}", hint="is the board on?"
                 ) from error
         try:
             self._socket.sendall(text.encode())
         except OSError as error:
-            self.release()
+            self._close()
             raise BenchError(f"the board's console went away: {error}") from error
 
     def release(self) -> None:
-        """Let others type."""
+        """Let others type, once the board has taken what was typed: its port holds 16 characters only."""
+        deadline = time.monotonic() + 20
+        while self._untaken() and time.monotonic() < deadline and self._alive():
+            self.drain()
+            time.sleep(0.005)
+        self._close()
+
+    def _untaken(self) -> bool:
+        if self._socket is None:
+            return False
+        (left,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
+        return bool(left)
+
+    def _close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -153,9 +169,9 @@ class Console:
         while self._socket is not None and select.select([self._socket], [], [], 0)[0]:
             try:
                 if not self._socket.recv(65536):
-                    self.release()
+                    self._close()
             except OSError:
-                self.release()
+                self._close()
 
 
 def _tail(text: str) -> str:

@@ -49,7 +49,7 @@ _CODE = [Path(__file__), Path(initramfs.__file__), _FILES / "init", _FILES / "ap
 
 @functools.cache
 def base(kind: Kind) -> Path:
-    """Directory with `tree` (selected files) and `boot` (kernel, initramfs), made once per set of packages."""
+    """Directory with `tree` (selected files) and `boot` (kernel, initramfs); made once for these packages."""
     apt = debs.Apt(kind.deb_arch)
     (kernel,) = apt.depends(kind.kernel_package)
     files = [*apt.download(PACKAGES), apt.download_one(kernel)]
