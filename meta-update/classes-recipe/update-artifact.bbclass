@@ -11,8 +11,9 @@
 # The artifact carries the state scripts of UPDATE_STATE_SCRIPT_RECIPES that run from it, and no others: a
 # recipe taken off that list is gone from the next artifact. Needs INHERIT += "update".
 
-# A program with the options of mender-artifact.
-UPDATE_ARTIFACT_TOOL ??= "mender-artifact"
+# This repository's writer, which runs in its .venv on the build host: make that with scripts/setup --python.
+# Or another program with the same options: "mender-artifact", named in HOSTTOOLS.
+UPDATE_ARTIFACT_TOOL ??= "${UPDATE_SOURCEDIR}/scripts/ota artifact"
 
 IMAGE_TYPES += "mender"
 IMAGE_TYPEDEP:mender = "ext4"

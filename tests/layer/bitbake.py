@@ -54,6 +54,9 @@ class Build:
         )
         assert answer.exists(), done.stdout + done.stderr
         result: dict[str, Any] = json.loads(answer.read_text())
+        for found in result["recipes"].values():
+            if "failed" in found:  # what a shell task said
+                found["failed"] += done.stdout + done.stderr
         return result
 
     def run(self, recipe: str, *tasks: str, values: tuple[str, ...] = ()) -> dict[str, Any]:

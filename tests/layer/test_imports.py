@@ -11,14 +11,17 @@ import pytest
 from tests.layer.bitbake import ROOT, SERIES, Build
 
 AGENT = ROOT / "agent/update_agent"
-DBUS = {"bus.py"}
+DBUS = {path.name for path in AGENT.glob("bus*.py")}
 
 # Where OE-core's python3-manifest.json has a module, the same in scarthgap and wrynose. A module that is not
 # here is one that nobody has looked up yet: look it up, and mind what it costs.
 PACKAGES = {
-    "python3-core": """__future__ _thread argparse array ast binascii bz2 collections contextlib enum errno
-        functools importlib io ipaddress itertools locale lzma os pathlib re select selectors shutil signal stat struct
-        subprocess sys textwrap threading time traceback types typing warnings weakref zlib""",
+    "python3-core": """
+        __future__ _thread argparse array ast binascii bz2 collections contextlib enum errno
+        functools grp importlib io ipaddress itertools locale lzma os pathlib re select selectors
+        shutil signal stat struct subprocess sys textwrap threading time traceback types typing
+        warnings weakref zlib
+    """,
     "python3-compression": "gzip tarfile zipfile",
     "python3-crypt": "hashlib",
     "python3-ctypes": "ctypes",

@@ -15,7 +15,7 @@ from typing import Any
 
 import jeepney
 import pytest
-from tests.layer.bitbake import SERIES, TASKS, Build
+from tests.layer.bitbake import ROOT, SERIES, TASKS, Build
 
 PYTHON = {"scarthgap": "3.12", "wrynose": "3.14"}
 INHERIT = 'INHERIT += "update"\n'
@@ -52,7 +52,12 @@ def test_agent_files(tmp_path: Path, series: str) -> None:
     root = Path(Build(tmp_path / "build", series=series).run("update-agent")["D"])
     files = tree(root)
     modules = f"/usr/lib/python{PYTHON[series]}/site-packages/update_agent/"
-    assert {name: mode for name, mode in files.items() if not name.startswith(modules)} == {
+    bus = {name: mode for name, mode in files.items() if name.startswith("/usr/share/dbus-1/")}
+    assert {Path(name).name for name in bus} == {path.name for path in (ROOT / "agent/dbus").iterdir()}
+    assert set(bus.values()) == {"0644"}
+    assert {
+        name: mode for name, mode in files.items() if not name.startswith(modules) and name not in bus
+    } == {
         "/usr/bin/mender-update": "-> update-agent",
         "/usr/bin/update-agent": "0755",
         "/usr/lib/systemd/system/mender-updated.service": "0644",
@@ -88,9 +93,10 @@ def test_agent_packages(tmp_path: Path) -> None:
     assert found["nowhere"] == []
     assert {Path(name).suffix for name in found["update-agent-source"]} == {".py"}
     assert found["update-agent-modules"] == ["/usr/share/mender/modules/v3/single-file"]
-    assert [Path(name).name for name in found["update-agent-dbus"]] in ([], ["bus.pyc"])
+    dbus = [Path(name).name for name in found["update-agent-dbus"]]
+    assert {"bus.pyc", "io.mender.Update1.xml", "io.mender.UpdateManager.conf"} <= set(dbus)
     assert "/usr/bin/mender-update" in found["update-agent"]
-    assert not any(name.endswith((".py", "/bus.pyc")) for name in found["update-agent"])
+    assert not [name for name in found["update-agent"] if name.endswith(".py") or "bus" in name]
 
 
 def test_agent_for_sysvinit(tmp_path: Path) -> None:

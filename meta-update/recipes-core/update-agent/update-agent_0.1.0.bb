@@ -30,19 +30,23 @@ INITSCRIPT_PARAMS = "defaults 95 05"
 do_configure[noexec] = "1"
 do_compile[noexec] = "1"
 
-# Byte code alone, without what would differ from build to build: it starts fast on a read-only root and is half
-# the size. A traceback still names file and line; ${PN}-source has the text.
+# Byte code alone, without docstrings and what would differ from build to build: it starts fast on a read-only
+# root. A traceback still names file and line; ${PN}-source has the text.
 do_install() {
     package=${D}${PYTHON_SITEPACKAGES_DIR}/update_agent
     install -d $package
     install -m 0644 ${S}/update_agent/*.py $package
-    ${PYTHON} -m compileall -q -b --invalidation-mode unchecked-hash -s ${D} -p / $package
+    ${PYTHON} -m compileall -q -b -o 2 --invalidation-mode unchecked-hash -s ${D} -p / $package
 
     install -d ${D}${bindir}
     printf '%s\n' '#!/usr/bin/python3 -I' 'import sys' 'from update_agent.__main__ import main' 'sys.exit(main())' \
         > ${D}${bindir}/update-agent
     chmod 0755 ${D}${bindir}/update-agent
     ln -s update-agent ${D}${bindir}/mender-update
+
+    install -d ${D}${datadir}/dbus-1/system.d ${D}${datadir}/dbus-1/interfaces
+    install -m 0644 ${S}/dbus/*.conf ${D}${datadir}/dbus-1/system.d
+    install -m 0644 ${S}/dbus/*.xml ${D}${datadir}/dbus-1/interfaces
 
     share=${D}${datadir}/mender
     install -D -m 0755 ${UNPACKDIR}/mender-device-identity $share/identity/mender-device-identity
@@ -62,7 +66,7 @@ SUMMARY:${PN}-dbus = "${SUMMARY}: D-Bus interface"
 SUMMARY:${PN}-modules = "${SUMMARY}: update modules for more than root partitions"
 
 FILES:${PN}-source = "${PYTHON_SITEPACKAGES_DIR}/update_agent/*.py"
-FILES:${PN}-dbus = "${PYTHON_SITEPACKAGES_DIR}/update_agent/bus.pyc"
+FILES:${PN}-dbus = "${PYTHON_SITEPACKAGES_DIR}/update_agent/bus*.pyc ${datadir}/dbus-1"
 FILES:${PN}-modules = "${datadir}/mender/modules"
 FILES:${PN} = " \
     ${PYTHON_SITEPACKAGES_DIR}/update_agent/*.pyc \
@@ -72,7 +76,6 @@ FILES:${PN} = " \
     ${sysconfdir}/init.d \
     ${systemd_system_unitdir} \
 "
-ALLOW_EMPTY:${PN}-dbus = "1"
 
 # Exactly what the modules import: tests/layer/test_imports.py.
 RDEPENDS:${PN} = " \

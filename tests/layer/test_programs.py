@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shell programs that recipes put on a device, run here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.layer.bitbake import LAYER, Build
+
+AGENT_FILES = LAYER / "recipes-core/update-agent/files"
+SHELL = sorted(
+    path
+    for path in LAYER.rglob("*")
+    if path.is_file() and path.suffix not in {".pyc", ".in"} and path.read_bytes()[:9] == b"#!/bin/sh"
+)
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_shellcheck(path: Path) -> None:
+    shellcheck = shutil.which("shellcheck")
+    if not shellcheck:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+
+
+def test_all_programs_were_found() -> None:
+    assert len(SHELL) >= 6
+
+
+def interface(
+    sysfs: Path, name: str, index: int, address: str, *, kind: int = 1, hardware: bool = True
+) -> None:
+    folder = sysfs / "class/net" / name
+    folder.mkdir(parents=True)
+    for file, text in (("ifindex", str(index)), ("address", address), ("type", str(kind))):
+        (folder / file).write_text(text + "\n")
+    if hardware:
+        (folder / "device").mkdir()
+
+
+def identity(sysfs: Path) -> subprocess.CompletedProcess[str]:
+    program = AGENT_FILES / "mender-device-identity"
+    env = {"UPDATE_SYSFS": str(sysfs), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(["sh", program], env=env, capture_output=True, text=True, check=False)
+
+
+def test_identity_is_the_first_real_interface(tmp_path: Path) -> None:
+    interface(tmp_path, "br0", 1, "00:00:00:00:00:01", hardware=False)
+    interface(tmp_path, "can0", 2, "", kind=280)
+    interface(tmp_path, "wlan0", 10, "00:00:00:00:00:0a")
+    interface(tmp_path, "eth0", 9, "00:00:00:00:00:09")
+    assert identity(tmp_path).stdout == "mac=00:00:00:00:00:09\n"
+
+
+def test_identity_without_an_interface_fails(tmp_path: Path) -> None:
+    interface(tmp_path, "lo", 1, "00:00:00:00:00:00", kind=772)
+    done = identity(tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no network interface" in done.stderr
+
+
+def test_inventory_is_key_and_value(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", AGENT_FILES / "mender-inventory-update"], capture_output=True, text=True, check=True
+    )
+    pairs = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert {"hostname", "kernel", "mem_total_kB", "mender_boot_part", "boot_failure"} <= set(pairs)
+    assert int(pairs["mem_total_kB"]) > 0
+
+
+class Tree:
+    """What the agent gives the module single-file: files/ with the payload, tmp/ for the module."""
+
+    def __init__(self, folder: Path, name: str = "app.conf", permissions: str = "640") -> None:
+        self.folder = folder / "tree"
+        self.target = folder / "target"
+        for path in (self.folder / "files", self.folder / "tmp", self.target):
+            path.mkdir(parents=True)
+        for file, text in (("dest_dir", str(self.target)), ("filename", name), ("permissions", permissions)):
+            (self.folder / "files" / file).write_text(text)
+        (self.folder / "files" / "app.conf").write_text("new")
+
+    def call(self, state: str) -> subprocess.CompletedProcess[str]:
+        command = ["sh", AGENT_FILES / "single-file", state, self.folder]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_single_file_installs_and_rolls_back(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    file = tree.target / "app.conf"
+    file.write_text("old")
+    file.chmod(0o600)
+    assert tree.call("SupportsRollback").stdout == "Yes\n"
+    assert tree.call("NeedsArtifactReboot").stdout == "No\n"
+    assert tree.call("Download").returncode == 0
+    for _ in range(2):  # again, as after a power cut
+        assert tree.call("ArtifactInstall").returncode == 0
+        assert (file.read_text(), file.stat().st_mode & 0o777) == ("new", 0o640)
+    for _ in range(2):
+        assert tree.call("ArtifactRollback").returncode == 0
+        assert (file.read_text(), file.stat().st_mode & 0o777) == ("old", 0o600)
+    assert [path.name for path in tree.target.iterdir()] == ["app.conf"]
+
+
+def test_single_file_that_was_not_there_is_gone_after_a_rollback(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    assert tree.call("ArtifactInstall").returncode == 0
+    assert tree.call("ArtifactRollback").returncode == 0
+    assert list(tree.target.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../app.conf", "..", "a/b"])
+def test_single_file_stays_in_its_directory(tmp_path: Path, name: str) -> None:
+    done = Tree(tmp_path, name).call("ArtifactInstall")
+    assert done.returncode == 1
+    assert "is not the name of a file" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("sfdisk"), reason="sfdisk is not installed")
+@pytest.mark.parametrize("free_sectors", [40960, 100])
+def test_data_partition_grows_into_what_is_free(tmp_path: Path, free_sectors: int) -> None:
+    """sfdisk is real, on an image; partx and resize2fs, which need the kernel's device, are only noted."""
+    card, sysfs, calls = tmp_path / "dev/mmcblk0", tmp_path / "sys", tmp_path / "calls"
+    sizes = [2048, 2048, 2048, 4096]
+    sectors = 16384 + sum(sizes) + free_sectors
+    card.parent.mkdir()
+    with card.open("wb") as file:
+        file.truncate(sectors * 512)
+    starts = [16384 + sum(sizes[:n]) for n in range(4)]
+    table = "label: dos\n" + "".join(
+        f"start={start}, size={size}, type=83\n" for start, size in zip(starts, sizes, strict=True)
+    )
+    subprocess.run(["sfdisk", "--quiet", card], input=table, text=True, check=True)
+    for name, values in (
+        ("mmcblk0", {"size": sectors}),
+        ("mmcblk0p4", {"start": starts[3], "size": sizes[3]}),
+    ):
+        folder = sysfs / "class/block" / name
+        folder.mkdir(parents=True)
+        for file_name, value in values.items():
+            (folder / file_name).write_text(f"{value}\n")
+    program = Path(Build(tmp_path / "build").run("update-data")["D"]) / "usr/sbin/update-grow-data"
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("partx", "resize2fs"):
+        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{calls}\n')
+        (tools / name).chmod(0o755)
+    env = {
+        "PATH": f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin",
+        "UPDATE_SYSFS": str(sysfs),
+        "UPDATE_DEV": f"{card.parent}",
+    }
+    subprocess.run(["sh", program], env=env, check=True, capture_output=True)
+    dump = subprocess.run(["sfdisk", "--dump", card], capture_output=True, text=True, check=True).stdout
+    last = dump.strip().splitlines()[-1].replace(" ", "")
+    grown = free_sectors > 2048
+    assert f"start={starts[3]},size={sizes[3] + (free_sectors if grown else 0)}," in last
+    resize = f"resize2fs {card}p4\n"
+    assert calls.read_text() == (f"partx --update --nr 4 {card}\n{resize}" if grown else resize)
