@@ -100,6 +100,13 @@ def _serve_locally(daemon: Daemon) -> None:
         ControlSocket(daemon, settings.control_socket, settings.control_group).listen()
     except ConfigError as error:
         log.warning(f"No local control: {error}")
+    if settings.dbus_enabled:
+        try:
+            from update_agent.bus import Bus
+        except ImportError as error:
+            log.info(f"No D-Bus: {error}")
+        else:
+            Bus(daemon).start()
 
 
 def _standalone(options: Options) -> int:

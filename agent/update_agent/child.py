@@ -228,6 +228,43 @@ def _flush() -> None:
             pass  # closed, or there is none
 
 
+class Work:
+    """A child at work. Read from `read_fd` with `receive` until that returns False, then ask for `result`."""
+
+    def __init__(self, work: Callable[[Channel], object], *, log: Log, what: str = "network work") -> None:
+        """Fork. Call it from the main thread, while there is no other."""
+        self._what = what
+        up_read, up_write = os.pipe2(os.O_CLOEXEC)
+        down_read, down_write = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
+        _flush()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.close(up_read)
+                os.close(down_write)
+                code = _in_child(work, Channel(down_read, up_write), parent, log)
+            finally:
+                os._exit(code)  # never back into the parent's stack
+        os.close(up_write)
+        os.close(down_read)
+        self._child = _Child(pid, up_read, down_write)
+        self.read_fd = up_read
+        self.receive = self._child.receive
+        self.close = self._child.close
+
+    def result(self) -> object:
+        """What `work` returned, after its end. Raises its UpdateError again, or TransferError."""
+        code = self._child.reap()
+        outcome = self._child.outcome
+        if outcome is None:
+            raise _death(code, self._what)
+        if "error" in outcome:
+            _raise_again(outcome)
+        return outcome["result"]
+
+
 def run(
     work: Callable[[Channel], object],
     *,
@@ -243,31 +280,11 @@ def run(
     TransferError. `wait` may serve other descriptors meanwhile. If it or `answer` raises, the child is ended
     first. The child dies with this process. Call it from the main thread, while there is no other.
     """
-    up_read, up_write = os.pipe2(os.O_CLOEXEC)
-    down_read, down_write = os.pipe2(os.O_CLOEXEC)
-    parent = os.getpid()
-    _flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.close(up_read)
-            os.close(down_write)
-            code = _in_child(work, Channel(down_read, up_write), parent, log)
-        finally:
-            os._exit(code)  # never back into the parent's stack
-    os.close(up_write)
-    os.close(down_read)
-    child = _Child(pid, up_read, down_write)
+    process = Work(work, log=log, what=what)
     try:
         while True:
-            if wait([child.read_fd], None) and not child.receive(answer):
+            if wait([process.read_fd], None) and not process.receive(answer):
                 break
-        code = child.reap()
+        return process.result()
     finally:
-        child.close()
-    if child.outcome is None:
-        raise _death(code, what)
-    if "error" in child.outcome:
-        _raise_again(child.outcome)
-    return child.outcome["result"]
+        process.close()

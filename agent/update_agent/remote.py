@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from update_agent.config import Config
     from update_agent.log import Log
-    from update_agent.loop import Wait
+    from update_agent.loop import Loop, Wait
     from update_agent.server import Api
 
 OK = "ok"  # done; `value` has what was asked for
@@ -69,6 +69,8 @@ class Remote:
         self.token = ""  # of the authorized session, never on disk, never in a log line
         self.server_url = ""
         self._inventory_sum = ""
+        self._background: child.Work | None = None
+        self.watchers: list[Callable[[str, str], None]] = []  # told token and URL after an authorization
 
     def drop_token(self) -> None:
         """Forget the session; the next request authorizes first."""
@@ -78,6 +80,32 @@ class Remote:
         """Get a fresh token now. On failure the old one is forgotten, too."""
         self.drop_token()
         return self._ask("authorization", lambda api: api.authorized())
+
+    def authorize_in_background(self, loop: Loop) -> None:
+        """Begin to get a fresh token, unless that is going on already; `watchers` hear of its end.
+
+        Raises OSError when there can be no child process.
+        """
+        if self._background is not None:
+            return
+        process = child.Work(
+            self._work(lambda api: api.authorized(), token="", url=""), log=self._log, what="authorization"
+        )
+        self._background = process
+
+        def readable() -> None:
+            if process.receive(None):
+                return
+            loop.unwatch(process.read_fd)
+            self._background = None
+            self.drop_token()  # a token counts as new even if the server gave the same again
+            reply = self._settle(process.result)
+            process.close()
+            if reply.kind != OK:
+                self._log.error(f"Authorization failed: {reply.reason}")
+                self._tell()
+
+        loop.watch(process.read_fd, readable)
 
     def poll(self, provides: Mapping[str, str]) -> Reply:
         """Ask for a deployment: OK with the deployment as the server sent it (checked), NOTHING, or FAILED.
@@ -112,27 +140,43 @@ class Remote:
 
     def _ask(self, what: str, request: Callable[[Api], Reply]) -> Reply:
         """Run one request in a child; take over the session it ends with."""
+        work = self._work(request, token=self.token, url=self.server_url)
+        reply = self._settle(lambda: child.run(work, log=self._log, wait=self._wait, what=what))
+        if reply.kind not in {OK, NOTHING}:
+            self._log.debug(f"Request for {what}: {reply.reason}")
+        return reply
+
+    def _work(
+        self, request: Callable[[Api], Reply], *, token: str, url: str
+    ) -> Callable[[child.Channel], object]:
+        """What the child does: the request, with a session that begins with this token."""
 
         def work(_channel: child.Channel) -> object:
             from update_agent.server import Api, Session
 
-            api = Api(self._config, self._log, Session(self.token, self.server_url))
+            api = Api(self._config, self._log, Session(token, url))
             try:
                 reply = request(api)
             except UpdateError as error:
                 reply = Reply(FAILED, reason=str(error))
             return {"reply": reply.to_json(), "token": api.session.token, "url": api.session.url}
 
+        return work
+
+    def _settle(self, get_result: Callable[[], object]) -> Reply:
+        """The reply that a child gives, or why it gave none."""
         try:
-            result = child.run(work, log=self._log, wait=self._wait, what=what)
+            result = get_result()
         except UpdateError as error:
-            reply = Reply(FAILED, reason=str(error))
-        else:
-            assert isinstance(result, dict)
-            if result["token"] != self.token:
-                self._inventory_sum = ""  # the server may see another device now: tell it everything again
-            self.token, self.server_url = str(result["token"]), str(result["url"])
-            reply = Reply.from_json(result["reply"])
-        if reply.kind not in {OK, NOTHING}:
-            self._log.debug(f"Request for {what}: {reply.reason}")
-        return reply
+            return Reply(FAILED, reason=str(error))
+        assert isinstance(result, dict)
+        is_new = result["token"] != self.token
+        self.token, self.server_url = str(result["token"]), str(result["url"])
+        if is_new:
+            self._inventory_sum = ""  # the server may see another device now: tell it everything again
+            self._tell()
+        return Reply.from_json(result["reply"])
+
+    def _tell(self) -> None:
+        for watcher in self.watchers:
+            watcher(self.token, self.server_url)
