@@ -79,8 +79,8 @@ class Daemon(Machine):
             saved, all_rollbacks_successful=self.update.all_rollbacks_successful
         )
         self.log.info(f"Going on with deployment {self.update.id} after a restart: {name} -> {saved.resume}")
-        if self.outcome.failed and not self.outcome.undone:
-            self.cause = f"the device or the agent restarted during {name}"
+        if self.outcome.failed:
+            self.update.cause = self.update.cause or f"the device or the agent restarted during {name}"
         if self.flow[saved.resume].work.kind == "control":
             self._resumed_at = saved.resume
         try:
@@ -208,7 +208,6 @@ class Daemon(Machine):
         self.update.expire = source.get("expire") or ""
         self.update.artifact_name = deployment["artifact"].get("artifact_name") or ""
         self.outcome = Outcome()
-        self.cause = ""
         self.done_bytes = self.size_bytes = 0
         self.log.open_deployment(self.config.update_log_path, self.update.id)
         self.log.info(f"Deployment {self.update.id}: {self.update.artifact_name}")
@@ -294,7 +293,7 @@ class Daemon(Machine):
         status, substate = step.work.subject, ""
         if status == "final":
             status = "failure" if self.outcome.failed else "success"
-            substate = self.cause if self.outcome.failed else ""
+            substate = self.update.cause if self.outcome.failed else ""
         if not step.retried:
             reply = self.remote.report(self.update.id, status, substate)
             if reply.kind not in {"ok", "aborted"}:
@@ -489,7 +488,7 @@ class Daemon(Machine):
         return "ok"
 
     def _end(self, verdict: str) -> None:
-        reason = f": {self.cause}" if verdict == "failed" else ""
+        reason = f": {self.update.cause}" if verdict == "failed" else ""
         self.log.info(f"Deployment {self.update.id} {verdict}{reason}")
         self.pool.clear_deployment(self.update.id)
         self.save_pool()

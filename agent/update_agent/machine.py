@@ -49,7 +49,6 @@ class Machine:
         self.log = context.log
         self.store = context.store
         self.update = Update()
-        self.cause = ""  # the first failure of this update, in words
         self._payload: Payload | None = None
         self._devices: tuple[str, str] | None = None  # they cannot change while this process lives
 
@@ -96,7 +95,7 @@ class Machine:
     def failed(self, reason: str) -> None:
         """Log a failure; the first one of an update is its cause."""
         self.log.error(reason)
-        self.cause = self.cause or reason
+        self.update.cause = self.update.cause or reason
 
     # Payload
 
@@ -152,7 +151,7 @@ class Machine:
             wait=self.context.loop.wait,
         )
         if outcome.failures:
-            self.cause = self.cause or str(outcome.failures[0])
+            self.update.cause = self.update.cause or str(outcome.failures[0])
         return "ok" if outcome.ok else "fail"
 
     def on_module(self, step: Step) -> str:

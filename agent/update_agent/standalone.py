@@ -309,7 +309,7 @@ def bootstrap(context: Context) -> None:
         if os.path.exists(path):
             machine = Standalone(context, verify=False)
             if machine.install(path) != DONE:
-                raise ConfigError(f"cannot install the bootstrap artifact {path}: {machine.cause}")
+                raise ConfigError(f"cannot install the bootstrap artifact {path}: {machine.update.cause}")
     finally:
         if context.store.get("artifact-name") is None:
             context.store.write({"artifact-name": "unknown"})

@@ -26,7 +26,7 @@ def status(daemon: Daemon) -> dict[str, object]:
         "installed": installed(daemon.store)["artifact_name"],
         "download": _download(daemon),
         "pause": _pause(daemon, now),
-        "error": daemon.cause,
+        "error": daemon.update.cause,
         "next_poll_in_s": None if update.id else _seconds(daemon.poll_timer.due, now),
         "next_inventory_in_s": None if update.id else _seconds(daemon.inventory_timer.due, now),
     }

@@ -30,6 +30,7 @@ class Update:
         "all_rollbacks_successful",
         "artifact_group",
         "artifact_name",
+        "cause",
         "clears",
         "device_types",
         "expire",
@@ -54,6 +55,7 @@ class Update:
         self.clears: list[str] | None = None
         self.needs_reboot = ""  # "", No, Yes, Automatic: the last answer to NeedsArtifactReboot
         self.supports_rollback = ""  # "", No, Yes
+        self.cause = ""  # its first failure, in words; saved, because the report comes after reboots
         self.save_count = 0
         self.all_rollbacks_successful = False
 
@@ -79,7 +81,7 @@ class Update:
             artifact["artifact_provides"] = self.provides
         if self.clears is not None:
             artifact["clears_artifact_provides"] = self.clears
-        info = {
+        info: dict[str, object] = {
             "ID": self.id,
             "Artifact": artifact,
             "RebootRequested": [_REBOOT[self.needs_reboot]] if self.needs_reboot else [],
@@ -88,6 +90,8 @@ class Update:
             "HasDBSchemaUpdate": False,
             "AllRollbacksSuccessful": self.all_rollbacks_successful,
         }
+        if self.cause:
+            info["Cause"] = self.cause  # ours
         return json.dumps({"Version": VERSION, "Name": name, "UpdateInfo": info}, separators=(",", ":"))
 
 
@@ -114,6 +118,7 @@ def from_text(text: str) -> tuple[str, Update]:
         words = {value: word for word, value in _ROLLBACK.items()}
         update.supports_rollback = words.get(str(info.get("SupportsRollback", "")), "")
         update.save_count = int(info.get("StateDataStoreCount", 0))
+        update.cause = str(info.get("Cause", ""))
         update.all_rollbacks_successful = info.get("AllRollbacksSuccessful") is True
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"the saved update cannot be understood: {error!r}") from error
