@@ -218,6 +218,9 @@ class Demo:
         self.management.wait(deployment, lambda it: it["status"] == "finished", timeout_s=_LONG_S)
         act.seconds = time.monotonic() - started
         (device,) = self.management.devices(deployment)
+        while device["status"] == "failure" and not device["log"] and time.monotonic() < started + _LONG_S:
+            time.sleep(0.2)  # the device uploads it right after the report
+            (device,) = self.management.devices(deployment)
         act.status, act.cause = device["status"], device["substate"] if device["status"] == "failure" else ""
         act.slots = self._root()
 
@@ -252,7 +255,7 @@ class Demo:
         return "its log ends with:\n" + self.board.shell("tail -n 20 /data/log/update-agent.log").output
 
     def _measure(self, image: Path) -> None:
-        agent = self.board.check("pgrep -f '[u]pdate-agent daemon'").split()[0]
+        agent = self.board.check("ps | sed -n 's/^ *\\([0-9]*\\) .*[u]pdate-agent daemon.*/\\1/p'").split()[0]
         resident = self.board.check(f"sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/{agent}/status")
         self.facts.append(("idle agent, resident", f"{int(resident) / 1024:.1f} MiB"))
         used = self.board.check("df -k / | awk 'NR == 2 { print $3 }'")
