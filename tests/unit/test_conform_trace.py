@@ -74,12 +74,15 @@ def test_whose_version_file_was_bad() -> None:
     ) == ["check:artifact_scripts_version=bad", "check:rootfs_scripts_version=bad"]
 
 
-def test_tries_before_giving_up_are_not_counted() -> None:
+def test_what_is_a_matter_of_settings_is_not_counted() -> None:
     report, wait = "status:success=unreachable", "retry_wait"
     assert trace.canonical([report, wait, report, wait, report, "gave_up"]) == [report, "gave_up"]
     assert trace.canonical([report, "gave_up"]) == [report, "gave_up"]
     refresh = ["map_refresh:200", "map_refresh:error", "map_refresh:error", "map_refresh:gave_up"]
     assert trace.canonical(refresh) == ["map_refresh:200", "map_refresh:gave_up"]
+    pause = "control:ArtifactInstall_Enter=pause"
+    expired = [pause, "event:expire", pause, pause, "control:ArtifactInstall_Enter=fail"]
+    assert trace.canonical(expired) == [pause, "event:expire", "control:ArtifactInstall_Enter=fail"]
     kept = [report, wait, "status:success"]
     assert trace.canonical(kept) == kept
 

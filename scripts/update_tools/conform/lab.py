@@ -50,9 +50,9 @@ _FOLDERS = (
     "data/modules/v3",
     "faults",
     "left",
-    "run",
     "store",
 )
+_EXPIRATION_S = 8  # of control maps that are to expire: enough to reach any control point
 _LIMIT_S = 2  # time limit of a script or module call that a scenario lets run out
 
 _LIBRARY = r"""
@@ -127,6 +127,7 @@ class Lab:
         self.store_dir = self.path("store")
         self.journal = Journal(self.path("journal"), self.path("store/scripts"))
         self.artifact = b""
+        self.bus_address = ""  # of the device's system bus, if it has one
 
     def __enter__(self) -> Lab:
         return self
@@ -175,6 +176,7 @@ class Lab:
         """Write mender.conf: the scenario's settings, with times made short."""
         # Scenarios expect what client 3.5 does when the power goes during a pause, unless they say more.
         document: Json = {"PauseSurvivesRestart": False, "ServerURL": server_url}
+        document["DBus"] = {"Enabled": bool(self.bus_address)}
         document.update({**(self.given.get("config") or {}), **short_times(self.given)})
         self._write("conf/mender.conf", json.dumps(document, indent=1))
 
@@ -190,8 +192,8 @@ class Lab:
             "MENDER_CONF_DIR": self.path("conf"),
             "MENDER_DATA_DIR": self.path("data"),
             "MENDER_DATASTORE_DIR": self.store_dir,
-            "UPDATE_CONTROL_SOCKET": self.path("run/control.sock"),
-            "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={self.path('run/bus')}",
+            "UPDATE_CONTROL_SOCKET": self.path("control.socket"),
+            "DBUS_SYSTEM_BUS_ADDRESS": self.bus_address,
         }
 
     def command(self, *arguments: str) -> list[str]:
@@ -312,6 +314,9 @@ def short_times(given: Mapping[str, Any]) -> Json:
         setting("UpdatePollIntervalSeconds", 1800) if is_refresh else setting("RetryPollIntervalSeconds", 300)
     )
     times["RetryPollCount"] = len(list(delays(max(60, cap_s), int(config.get("RetryPollCount") or 0))))
+    if any(event["type"] == "expire" for event in given.get("control_events") or ()):
+        times["UpdateControlMapExpirationTimeSeconds"] = _EXPIRATION_S
+        times["UpdateControlMapBootExpirationTimeSeconds"] = _EXPIRATION_S
     timed_out = {fault["at"] for fault in given.get("faults") or () if fault["do"] == "timeout"}
     if any(parse_name(name) for name in timed_out):
         times["StateScriptTimeoutSeconds"] = _LIMIT_S

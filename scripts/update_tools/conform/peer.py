@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 DEPLOYMENT_ID = "f3a1c5d2-7b64-4e09-9d8e-3c5b7a9f1e20"
 _TOKEN = "token-of-the-scenario"
 _DEVICE = "/api/devices"
+_NEXT = f"{_DEVICE}/v2/deployments/device/deployments/next"
+_PATIENCE_S = 60
 _MAP = f"{_DEVICE}/v2/deployments/device/deployments/{DEPLOYMENT_ID}/update_control_map"
 _STATUS = f"{_DEVICE}/v1/deployments/device/deployments/{DEPLOYMENT_ID}/status"
 _LOG = f"{_DEVICE}/v1/deployments/device/deployments/{DEPLOYMENT_ID}/log"
@@ -31,6 +33,7 @@ class Peer:
         self._journal = journal
         self._artifact = artifact
         self._lock = threading.Lock()
+        self._may_answer_poll = threading.Event()
         self._map = given.get("server_map")
         self._is_aborted = False
         self._is_over = False
@@ -55,6 +58,10 @@ class Peer:
         self._server.server_close()
         self._thread.join()
 
+    def offer(self) -> None:
+        """Answer polls from now on; until then they are kept waiting."""
+        self._may_answer_poll.set()
+
     def patch(self, document: Json) -> None:
         """Replace the deployment's control map, as an operator does."""
         with self._lock:
@@ -67,13 +74,15 @@ class Peer:
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes] | None:
         """Status code and body for a request, or None to hang up without an answer."""
+        if path == _NEXT:
+            self._may_answer_poll.wait(_PATIENCE_S)
         with self._lock:
             match method, path:
                 case "POST", "/api/devices/v1/authentication/auth_requests":
                     return 200, _TOKEN.encode()
                 case "PUT", "/api/devices/v1/inventory/device/attributes":
                     return 200, b""
-                case "POST", "/api/devices/v2/deployments/device/deployments/next":
+                case "POST", _ if path == _NEXT:
                     return self._next()
                 case "GET", "/artifact.mender":
                     return (404, b"") if self._given.get("broken_download") else (200, self._artifact)

@@ -16,9 +16,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from update_agent.errors import UpdateError
+from update_tools.conform import local_bus
 from update_tools.conform import trace as traces
 from update_tools.conform.lab import Lab, leftovers
 from update_tools.conform.peer import Peer
@@ -119,26 +121,28 @@ def play(scenario: Json, *, keep: Callable[[str], object] | None = None) -> None
     given = dict(scenario["given"])
     if scenario.get("category") == "database":
         given.setdefault("db_writes_allowed", 0)  # the files leave out keys whose value is zero
-    if given.get("local_maps") or any(
-        event["type"] == "local_map" for event in given.get("control_events") or ()
-    ):
-        raise Skipped("local control maps come over D-Bus, which this agent does not serve")
-    with Lab(given, keep=keep is not None) as lab:
-        lab.furnish()
+    events = [event["type"] for event in given.get("control_events") or ()]
+    needs_bus = bool(given.get("local_maps")) or "local_map" in events
+    if needs_bus and local_bus.missing():
+        raise Skipped(f"local control maps come over D-Bus, and there is no {local_bus.missing()}")
+    if "expire" in events and given.get("server_map"):
+        raise Skipped("a server's map does not expire while the server can be asked")
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(given, keep=keep is not None))
         if keep is not None:
             keep(f"KEPT {scenario['id']}: {lab.root}")
+        lab.furnish()
+        bus = stack.enter_context(local_bus.LocalBus(lab.root)) if needs_bus else None
+        lab.bus_address = bus.address if bus else ""
         peer = Peer(given, lab.journal, lab.artifact)
+        stack.callback(peer.close)
+        lab.configure(peer.url)
+        player = _Standalone(lab, peer) if scenario["mode"] == "standalone" else _Daemon(lab, peer, bus)
+        stack.callback(player.power_off)
         try:
-            lab.configure(peer.url)
-            player = _Standalone(lab, peer) if scenario["mode"] == "standalone" else _Daemon(lab, peer)
-            try:
-                player.play(scenario)
-            except Difference as difference:
-                raise Difference(f"{difference}{player.last_words()}") from None
-            finally:
-                player.power_off()
-        finally:
-            peer.close()
+            player.play(scenario)
+        except Difference as difference:
+            raise Difference(f"{difference}{player.last_words()}") from None
 
 
 class _Device:
@@ -233,10 +237,17 @@ class _Device:
 class _Daemon(_Device):
     """Plays scenarios of mode `daemon`."""
 
+    def __init__(self, lab: Lab, peer: Peer, bus: local_bus.LocalBus | None) -> None:
+        super().__init__(lab, peer)
+        self._bus = bus
+
     def play(self, scenario: Json) -> None:
         """From start to the end of the deployment, with kills and control events, then compare."""
         pending = list(scenario["given"].get("control_events") or ())
         self.start("daemon")
+        for document in scenario["given"].get("local_maps") or ():
+            self._set_local_map(document)
+        self.peer.offer()
         while not self.lab.journal.has_ended():
             request = self.request()
             if request:
@@ -265,15 +276,19 @@ class _Daemon(_Device):
         if kind == "kill":
             self._restart(traces.KILL)
             return
+        self.lab.journal.note(f"event:{kind}")
         if kind == "patch":
             self.peer.patch(event["map"])
         elif kind == "server_404":
             self.peer.abort()
-        elif kind == "expire":
-            raise Skipped("maps of the server do not expire while it answers; local ones need D-Bus")
-        elif kind != "refresh_timer":
+        elif kind == "local_map":
+            self._set_local_map(event["map"])
+        elif kind not in {"refresh_timer", "expire"}:  # these come by themselves
             raise UpdateError(f"unknown control event {kind!r}")
-        self.lab.journal.note(f"event:{kind}")
+
+    def _set_local_map(self, document: Json) -> None:
+        assert self._bus is not None
+        self._bus.set_map(document)
 
     def _stop(self) -> None:
         """Stop the agent as the service manager does. Raises Difference if it leaves something running."""

@@ -116,7 +116,10 @@ def _events(lines: Iterable[str], artifact_scripts: str) -> Iterator[str | None]
 
 
 def canonical(trace: Sequence[str]) -> list[str]:
-    """The trace with the tries before a `gave_up` left out: their number is a setting, not behaviour."""
+    """The trace without what is a matter of settings and not of behaviour.
+
+    That is how often it was tried before `gave_up`, and how often a pause was confirmed before maps expired.
+    """
     result: list[str] = []
     for event in trace:
         if event == "gave_up":
@@ -125,6 +128,8 @@ def canonical(trace: Sequence[str]) -> list[str]:
         elif event == "map_refresh:gave_up":
             while result and result[-1] == "map_refresh:error":
                 result.pop()
+        elif event.startswith("control:") and event.endswith("=pause") and result[-1] == "event:expire":
+            continue
         result.append(event)
     return result
 
