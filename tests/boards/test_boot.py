@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boot script and the saved environment on a real U-Boot, with a real kernel, under power cuts and damage.
+"""The boot script and the saved environment on a real U-Boot and kernel, under power cuts and damage.
 
 No agent takes part: trials are begun and committed as it does, by one fw_setenv.
 """

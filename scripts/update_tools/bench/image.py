@@ -87,7 +87,7 @@ def copy_into(disk: Path, offset: int, image: Path, *, zeros: bool = False) -> N
     """Copy an image to an offset. Zeros are skipped, which a fresh card already has, unless `zeros`."""
     with open(image, "rb") as source, open(disk, "r+b") as target:
         position = offset
-        while chunk := source.read(1 << 20):
+        while chunk := source.read(CHUNK):
             if zeros or chunk.strip(b"\0"):
                 target.seek(position)
                 target.write(chunk)
