@@ -178,3 +178,17 @@ def test_a_sync_script_that_fails_does_not_bring_its_poll_back_at_once(times: in
     end = ["script:Download_Error_00", "status:failure", "logs"]
     trace = [*failing, *passing, *end] if times == 1 else [*failing, *failing]
     scenarios.play({"id": "sync-enter", "mode": "daemon", "given": given, "expect": {"trace": trace}})
+
+
+def test_a_scenario_that_makes_no_sense_fails_and_the_others_are_played(
+    by_id: dict[str, Json], tmp_path: Path
+) -> None:
+    broken = copy.deepcopy(by_id["standalone-empty-payload"])
+    broken["given"]["faults"] = [{"at": "Download", "do": "explode"}]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"scenarios": [broken, by_id["standalone-empty-payload"]]}))
+    told: list[str] = []
+    assert scenarios.run([str(path)], told.append) == 1
+    assert "it cannot be played" in told[0]
+    assert "explode" in told[0]
+    assert told[-1] == "1 passed, 1 failed"

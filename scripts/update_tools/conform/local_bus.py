@@ -48,11 +48,11 @@ class LocalBus:
     """A bus of its own for one device. Use as a context manager."""
 
     def __init__(self, folder: str) -> None:
-        self._socket = os.path.join(folder, "bus.socket")
-        self.address = f"unix:path={self._socket}"
+        socket = os.path.join(folder, "bus.socket")
+        self.address = f"unix:path={socket}"
         path = os.path.join(folder, "bus.conf")
         with open(path, "w", encoding="utf-8") as file:
-            file.write(_CONFIGURATION.format(socket=self._socket))
+            file.write(_CONFIGURATION.format(socket=socket))
         with open(os.path.join(folder, "bus.log"), "w", encoding="utf-8") as log:
             self._daemon = subprocess.Popen(
                 ["dbus-daemon", f"--config-file={path}", "--nofork", "--nopidfile", "--nosyslog"],
@@ -78,7 +78,7 @@ class LocalBus:
             )
             if result.returncode == 0:
                 return
-            is_early = "ServiceUnknown" in result.stderr or not os.path.exists(self._socket)
+            is_early = "ServiceUnknown" in result.stderr or "Failed to open connection" in result.stderr
             if not is_early or time.monotonic() > deadline:
                 raise UpdateError(f"SetUpdateControlMap failed: {result.stderr.strip()}")
             time.sleep(_TICK_S)

@@ -81,8 +81,9 @@ def run(
         except Skipped as reason:
             write(f"SKIP {scenario['id']}: {reason}")
             return "skipped"
-        except (KeyError, TypeError) as error:
-            raise UpdateError(f"{path}: scenario {scenario['id']} is malformed: {error!r}") from error
+        except (KeyError, TypeError, UpdateError) as error:
+            write(f"FAIL {scenario['id']} ({path}): it cannot be played: {error!r}")
+            return "failed"
         return "passed"
 
     results = []
@@ -288,7 +289,10 @@ class _Daemon(_Device):
 
     def _set_local_map(self, document: Json) -> None:
         assert self._bus is not None
-        self._bus.set_map(document)
+        try:
+            self._bus.set_map(document)
+        except UpdateError as error:
+            raise Difference(str(error)) from error
 
     def _stop(self) -> None:
         """Stop the agent as the service manager does. Raises Difference if it leaves something running."""

@@ -128,7 +128,7 @@ def canonical(trace: Sequence[str]) -> list[str]:
         elif event == "map_refresh:gave_up":
             while result and result[-1] == "map_refresh:error":
                 result.pop()
-        elif event.startswith("control:") and event.endswith("=pause") and result[-1] == "event:expire":
+        elif event.startswith("control:") and event.endswith("=pause") and result[-1:] == ["event:expire"]:
             continue
         result.append(event)
     return result
