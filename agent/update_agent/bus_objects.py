@@ -287,7 +287,7 @@ class Objects:
             "AtExpiry": "" if first is None else first.map.states[daemon.paused_at].on_map_expire,
             "BytesDone": daemon.done_bytes if update.id else 0,
             "BytesTotal": daemon.size_bytes if update.id else 0,
-            "Error": daemon.cause,
+            "Error": daemon.update.cause,
         }
         return {name: (OWN.properties[name], value) for name, value in values.items()}
 
