@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.layer.bitbake import LAYER, MACHINES, TASKS, Build
+from tests.layer.bitbake import LAYER, MACHINES, ROOT, TASKS, Build
 
-MISSING = [name for name in ("mkimage", "mkenvimage", "mender-artifact") if not shutil.which(name)]
+MISSING = [name for name in ("mkimage", "mkenvimage") if not shutil.which(name)]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 
@@ -135,7 +135,12 @@ def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
             "0x8000",
             "environment size",
         ),
-        ("files/wic/ab-data.wks.in", "--label data", "--label data --no-table --offset 9M", "data partition"),
+        (
+            "files/wic/ab-data.wks.in",
+            "--label data",
+            "--label data --no-table --offset 9000K",
+            "data partition",
+        ),
         (
             "files/wic/ab-data.wks.in",
             "--ondisk ${UPDATE_STORAGE} --fstype=vfat",
@@ -152,18 +157,11 @@ def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
     ],
 )
 def test_one_wrong_place_is_found(tmp_path: Path, file: str, old: str, new: str, fact: str) -> None:
-    layer = copy_of_the_layer(tmp_path)
+    layer = tmp_path / "meta-update"
+    shutil.copytree(LAYER, layer)
     text = (layer / file).read_text()
     assert old in text
     (layer / file).write_text(text.replace(old, new))
-    found = disagreements(made(Build(tmp_path / "build", layer=layer)))
+    conf = f'INHERIT += "update"\nUPDATE_SOURCEDIR = "{ROOT}"\n'
+    found = disagreements(made(Build(tmp_path / "build", layer=layer, conf=conf)))
     assert fact in [line.partition(":")[0] for line in found]
-
-
-def copy_of_the_layer(folder: Path) -> Path:
-    """In a repository of its own, with the agent beside it."""
-    layer = folder / "repository/meta-update"
-    shutil.copytree(LAYER, layer, symlinks=True)
-    for name in ("agent", "LICENSE"):
-        (folder / "repository" / name).symlink_to(LAYER.parent / name)
-    return layer

@@ -27,6 +27,9 @@ SYSTEMD_SERVICE:${PN} = "mender-updated.service"
 INITSCRIPT_NAME = "update-agent"
 INITSCRIPT_PARAMS = "defaults 95 05"
 
+# Plain Python: nothing for a compiler.
+INHIBIT_DEFAULT_DEPS = "1"
+
 do_configure[noexec] = "1"
 do_compile[noexec] = "1"
 

@@ -10,6 +10,9 @@ SRC_URI[sha256sum] = "cf0e9e845622b81e4a28df94c40345400256ec608d0e55bb8a3feaa916
 
 inherit pypi python3native
 
+# Plain Python: nothing for a compiler.
+INHIBIT_DEFAULT_DEPS = "1"
+
 do_configure[noexec] = "1"
 do_compile[noexec] = "1"
 
