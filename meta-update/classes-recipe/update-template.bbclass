@@ -9,10 +9,10 @@
 # do_compile writes ${B}/fw_env.config, and stops at a name that is not set. The recipe is skipped in a build
 # that did not INHERIT += "update".
 
-PACKAGE_ARCH = "${MACHINE_ARCH}"
 INHIBIT_DEFAULT_DEPS = "1"
 S = "${UNPACKDIR}"
 B = "${WORKDIR}/build"
+PACKAGE_ARCH = "${MACHINE_ARCH}"
 
 python () {
     if d.getVar("UPDATE_ENABLED") != "1":

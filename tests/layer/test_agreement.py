@@ -138,7 +138,7 @@ def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
         (
             "files/wic/ab-data.wks.in",
             "--label data",
-            "--label data --no-table --offset 9000K",
+            "--label data --no-table --offset 9K",
             "data partition",
         ),
         (

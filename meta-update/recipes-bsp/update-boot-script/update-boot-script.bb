@@ -6,10 +6,10 @@ SECTION = "bootloaders"
 LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/MIT;md5=0835ade698e0bcf8506ecda2f7b4f302"
 
-SRC_URI = "file://boot.cmd.in"
-
 DEPENDS = "u-boot-mkimage-native"
 PROVIDES += "u-boot-default-script"
+
+SRC_URI = "file://boot.cmd.in"
 
 inherit update-template kernel-arch deploy nopackages
 

@@ -6,9 +6,9 @@ SECTION = "bootloaders"
 LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/MIT;md5=0835ade698e0bcf8506ecda2f7b4f302"
 
-SRC_URI = "file://update-env.txt.in"
-
 DEPENDS = "u-boot-mkenvimage-native"
+
+SRC_URI = "file://update-env.txt.in"
 
 inherit update-template deploy nopackages
 
