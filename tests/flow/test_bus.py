@@ -1,0 +1,462 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent on a real bus with the shipped policies, driven by programs that are not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.system_bus import PrivateBus
+
+from update_agent.bus_objects import INTERFACES, OWN
+from update_agent.control import COMMAND_ID
+from update_agent.log import Log
+from update_agent.store import Store
+from update_tools.conform.lab import Lab
+from update_tools.conform.peer import DEPLOYMENT_ID, Peer
+
+ROOT = Path(__file__).parents[2]
+GIVEN = {"supports_rollback": True, "needs_reboot": "Yes", "faults": []}
+UPDATE = ("io.mender.UpdateManager", "/io/mender/UpdateManager")
+AUTH = ("io.mender.AuthenticationManager", "/io/mender/AuthenticationManager")
+OURS = (OWN.bus_name, OWN.path)
+SET = "io.mender.Update1.SetUpdateControlMap"
+APP = "01234567-89ab-cdef-0123-456789abcdef"
+PATIENCE_S = 60
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="dbus-daemon is not installed (Debian: dbus)"),
+    pytest.mark.skipif(not shutil.which("gdbus"), reason="gdbus is not installed (Debian: libglib2.0-bin)"),
+]
+
+
+def pause_map(point: str = "ArtifactInstall_Enter", action: str = "pause", number: int = 0) -> str:
+    map_id = f"{number:08x}{APP[8:]}" if number else APP
+    return json.dumps({"id": map_id, "priority": 0, "states": {point: {"action": action}}})
+
+
+class Device:
+    """A throw-away device with a bus, a server and the agent's daemon."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.bus = PrivateBus(lab.path("system-bus"))
+        self.peer = Peer(GIVEN, lab.journal, lab.artifact)
+        self.agent: subprocess.Popen[bytes] | None = None
+        lab.bus_address = self.bus.address
+
+    def start(self, *, dbus: bool = True, **config: object) -> None:
+        self.lab.configure(self.peer.url)
+        path = Path(self.lab.path("conf/mender.conf"))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "DBus": {"Enabled": dbus}, **config}))
+        self.restart()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        control_socket = self.lab.path("control.sock")
+        return {
+            **self.lab.environment(),
+            "DBUS_SYSTEM_BUS_ADDRESS": self.bus.address,
+            "UPDATE_CONTROL_SOCKET": control_socket,
+        }
+
+    def restart(self) -> None:
+        """SIGKILL, as a power cut does, and start again."""
+        self.kill()
+        self.agent = subprocess.Popen(
+            self.lab.command("daemon"), env=self.environment, cwd=self.lab.root, start_new_session=True
+        )
+
+    def kill(self) -> None:
+        if self.agent is not None:
+            os.killpg(self.agent.pid, signal.SIGKILL)
+            self.agent.wait()
+            self.agent = None
+
+    def saved_maps(self) -> str | None:
+        return Store(self.lab.store_dir, Log("error")).get("update-control-maps")
+
+    def log(self) -> str:
+        return "\n".join(self.lab.journal.lines())
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"{what} did not happen\n{self.log()}"
+            assert self.agent is None or self.agent.poll() is None, self.log()
+            time.sleep(0.02)
+
+    def until_logged(self, text: str, times: int = 1) -> None:
+        self.until(lambda: self.log().count(text) >= times, text)
+
+    def until_on_bus(self, times: int = 1) -> None:
+        """Until the agent has its last name, for the n-th time."""
+        self.until_logged(f"D-Bus: the agent has {OWN.bus_name}", times)
+
+    def until_paused(self, point: str) -> None:
+        self.until(lambda: self.get("PausedAt") == f"(<'{point}'>,)", f"pause at {point}")
+
+    def set_map(self, text: str) -> subprocess.CompletedProcess[str]:
+        return self.bus.call(*UPDATE, SET, f"string:{text}")
+
+    def gdbus(self, *words: str, user: str = "") -> subprocess.CompletedProcess[str]:
+        """gdbus on our bus, if wanted as another user."""
+        as_user = ["setpriv", f"--reuid={user}", "--regid=nogroup", "--clear-groups"] if user else []
+        command = [*as_user, "gdbus", words[0], "--system", *words[1:]]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+
+    def call_ours(self, member: str, *words: str, user: str = "") -> subprocess.CompletedProcess[str]:
+        target = ("--dest", OURS[0], "--object-path", OURS[1], "--method", member)
+        return self.gdbus("call", *target, *words, user=user)
+
+    def get(self, name: str, user: str = "") -> str:
+        result = self.call_ours("org.freedesktop.DBus.Properties.Get", OWN.name, name, user=user)
+        return result.stdout.strip() or result.stderr
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    with Lab(GIVEN) as lab:
+        os.chmod(lab.root, 0o755)  # another user must reach the bus
+        lab.furnish()
+        made = Device(lab)
+        try:
+            made.bus.start()
+            yield made
+        finally:
+            made.kill()
+            made.bus.stop()
+            made.peer.close()
+
+
+def test_an_application_holds_an_update_and_lets_it_go(device: Device) -> None:
+    device.start()
+    device.until_on_bus()
+    result = device.set_map(pause_map())
+    assert (result.returncode, result.stdout.split()) == (0, ["int32", "1800"])
+    saved = device.saved_maps() or ""
+    assert json.loads(saved)["active"][0]["id"] == APP  # on disk before the reply
+    device.peer.offer()
+    device.until_paused("ArtifactInstall_Enter")
+    assert device.get("DeploymentId") == f"(<'{DEPLOYMENT_ID}'>,)"
+    assert device.get("ArtifactName") == "(<'new'>,)"
+    assert device.get("State") == "(<'ArtifactInstall'>,)"
+    assert device.get("PausedBy") == f"(<[('{APP}', 0)]>,)"
+    assert device.get("AtExpiry") == "(<'fail'>,)"
+    until = re.search(r"\d{9,}", device.get("PausedUntil"))
+    assert until is not None
+    assert abs(int(until[0]) - time.time() - 3600) < 300
+    done = re.search(r"uint64 (\d+)", device.get("BytesDone"))
+    assert done is not None
+    assert int(done[1]) > 0
+    assert device.get("BytesTotal") == device.get("BytesDone")
+    device.set_map(pause_map(action="force_continue"))
+    device.until(device.lab.journal.has_ended, "the end")
+    assert "Control point ArtifactInstall_Enter: continue by map" in device.log()
+    assert "status:success" in device.lab.journal.trace()
+
+
+@pytest.mark.parametrize("point", ["ArtifactInstall_Enter", "ArtifactReboot_Enter", "ArtifactCommit_Enter"])
+@pytest.mark.parametrize("end", ["Continue", "Fail"])
+def test_commands_over_our_interface_survive_a_power_cut(device: Device, point: str, end: str) -> None:
+    device.start(PauseSurvivesRestart=True)
+    device.until_on_bus()
+    assert device.call_ours(f"{OWN.name}.Pause", f"['{point}']").returncode == 0
+    device.peer.offer()
+    device.until_paused(point)
+    assert device.get("PausedBy") == f"(<[('{COMMAND_ID}', 10)]>,)"
+    assert device.get("PausedUntil") == "(<uint64 0>,)"
+    device.restart()
+    device.until_on_bus(2)
+    device.until_paused(point)
+    assert device.call_ours(f"{OWN.name}.{end}", "").returncode == 0
+    device.until(device.lab.journal.has_ended, "the end")
+    wanted = "status:success" if end == "Continue" else "status:failure"
+    assert wanted in device.lab.journal.trace()
+    device.until(lambda: device.saved_maps() is None, "forgetting the command")
+
+
+@pytest.mark.parametrize(
+    ("target", "member", "arguments", "error"),
+    [
+        (UPDATE, SET, ["string:"], "io.mender.Failed: Method returned error, see Mender logs for more"),
+        (UPDATE, SET, ["string:null"], "io.mender.Failed: "),
+        (UPDATE, SET, ["string:" + pause_map("Idle_Enter")], "io.mender.Failed: "),
+        (UPDATE, SET, ["string:" + "[" * 100_000], "io.mender.Failed: "),
+        (UPDATE, SET, ["int32:1"], "org.freedesktop.DBus.Error.InvalidArgs: "),
+        (UPDATE, SET, [], "org.freedesktop.DBus.Error.InvalidArgs: "),
+        (UPDATE, SET, ["string:x", "string:x"], "org.freedesktop.DBus.Error.InvalidArgs: "),
+        (UPDATE, "io.mender.Update1.Pause", [], "org.freedesktop.DBus.Error.UnknownMethod: "),
+        (UPDATE, "io.mender.Authentication1.GetJwtToken", [], "org.freedesktop.DBus.Error.UnknownMethod: "),
+        ((UPDATE[0], "/io/nobody"), SET, ["string:x"], "org.freedesktop.DBus.Error.UnknownObject: "),
+        (OURS, f"{OWN.name}.Pause", ["array:string:x"], f"{OWN.name}.Error.Refused: 'x' is not a control"),
+        (OURS, f"{OWN.name}.Pause", ["array:string:"], f"{OWN.name}.Error.Refused: "),
+        (OURS, f"{OWN.name}.Continue", ["string:"], f"{OWN.name}.Error.NoUpdate: no update is paused"),
+        (OURS, f"{OWN.name}.Fail", ["string:"], f"{OWN.name}.Error.NoUpdate: no update is in progress"),
+        (
+            OURS,
+            "org.freedesktop.DBus.Properties.Set",
+            [f"string:{OWN.name}", "string:State", "variant:string:Idle"],
+            "org.freedesktop.DBus.Error.PropertyReadOnly: ",
+        ),
+        (
+            OURS,
+            "org.freedesktop.DBus.Properties.Get",
+            [f"string:{OWN.name}", "string:Colour"],
+            "org.freedesktop.DBus.Error.UnknownProperty: ",
+        ),
+    ],
+)
+def test_errors_have_their_exact_names(
+    bus_device: Device, target: tuple[str, str], member: str, arguments: list[str], error: str
+) -> None:
+    result = bus_device.bus.call(*target, member, *arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error {error}")
+    assert bus_device.saved_maps() is None
+
+
+@pytest.fixture(scope="module")
+def bus_device() -> Iterator[Device]:
+    """One idle device for all tests that change nothing on it."""
+    with Lab(GIVEN) as lab:
+        os.chmod(lab.root, 0o755)
+        lab.furnish()
+        made = Device(lab)
+        try:
+            made.bus.start()
+            made.start()
+            made.until_on_bus()
+            yield made
+        finally:
+            made.kill()
+            made.bus.stop()
+            made.peer.close()
+
+
+def test_introspection_is_the_shipped_one(bus_device: Device) -> None:
+    for interface in INTERFACES:
+        target = ("--dest", interface.bus_name, "--object-path", interface.path, "--xml")
+        root = ET.fromstring(bus_device.gdbus("introspect", *target).stdout)
+        told = next(element for element in root if element.get("name") == interface.name)
+        shipped = ET.parse(ROOT / "agent/dbus" / f"{interface.name}.xml").getroot()
+        assert shipped.get("name") == interface.path
+        assert ET.canonicalize(ET.tostring(shipped[0]), strip_text=True) == ET.canonicalize(
+            ET.tostring(told), strip_text=True
+        )
+    tree = bus_device.gdbus("introspect", "--recurse", "--dest", OURS[0], "--object-path", "/").stdout
+    for interface in INTERFACES:
+        assert f"node {interface.path} {{" in tree
+
+
+def test_peer_is_answered(bus_device: Device) -> None:
+    assert bus_device.bus.call(*UPDATE, "org.freedesktop.DBus.Peer.Ping").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+def test_others_may_look_but_not_decide(bus_device: Device) -> None:
+    target = ("--dest", UPDATE[0], "--object-path", UPDATE[1], "--method", SET)
+    denied = "org.freedesktop.DBus.Error.AccessDenied"
+    assert denied in bus_device.gdbus("call", *target, pause_map(), user="nobody").stderr
+    # The same connection under its other name is no way in.
+    smuggled = ("--dest", OURS[0], "--object-path", UPDATE[1], "--method", SET)
+    assert denied in bus_device.gdbus("call", *smuggled, pause_map(), user="nobody").stderr
+    token = ("--dest", OURS[0], "--object-path", AUTH[1], "--method", "io.mender.Authentication1.GetJwtToken")
+    assert denied in bus_device.gdbus("call", *token, user="nobody").stderr
+    for command in ("Pause", "Continue", "Fail"):
+        argument = "['ArtifactInstall_Enter']" if command == "Pause" else ""
+        assert denied in bus_device.call_ours(f"{OWN.name}.{command}", argument, user="nobody").stderr
+    assert bus_device.get("PausedAt", user="nobody") == "(<''>,)"
+    assert bus_device.saved_maps() is None
+
+
+class Monitor:
+    """`gdbus monitor`, which subscribes to signals as an application does."""
+
+    def __init__(self, device: Device, bus_name: str, user: str = "") -> None:
+        as_user = ["setpriv", f"--reuid={user}", "--regid=nogroup", "--clear-groups"] if user else []
+        self.path = Path(tempfile.mkstemp(dir=device.lab.root)[1])
+        with self.path.open("w") as file:
+            self.process = subprocess.Popen(
+                [*as_user, "stdbuf", "-oL", "gdbus", "monitor", "--system", "--dest", bus_name],
+                env=device.environment,
+                stdout=file,
+            )
+
+    def text(self) -> str:
+        return self.path.read_text()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def test_the_token_and_its_signal_which_only_root_may_see(device: Device) -> None:
+    device.start()
+    device.until_on_bus()
+    device.peer.offer()
+    device.until(device.lab.journal.has_ended, "the end")
+    root = Monitor(device, AUTH[0])
+    others = [Monitor(device, AUTH[0], user="nobody")] if os.geteuid() == 0 else []
+    for monitor in (root, *others):
+        device.until(lambda m=monitor: "is owned by" in m.text(), "the monitor's start")
+    call = ("call", "--dest", AUTH[0], "--object-path", AUTH[1], "--method")
+    for number in (1, 2):  # told each time, although the server gives the same token again
+        assert device.gdbus(*call, "io.mender.Authentication1.FetchJwtToken").stdout == "(true,)\n"
+        device.until(lambda n=number: root.text().count("JwtTokenStateChange") >= n, "the signal")
+    session = device.gdbus(*call, "io.mender.Authentication1.GetJwtToken").stdout
+    token, url = re.findall(r"'([^']*)'", session)
+    assert (bool(token), url) == (True, device.peer.url)
+    assert f"JwtTokenStateChange ('{token}', '{url}')" in root.text()
+    for monitor in others:
+        assert token not in monitor.text()
+    device.peer.close()  # no server: a failure is told as two empty texts
+    assert device.gdbus(*call, "io.mender.Authentication1.FetchJwtToken").stdout == "(true,)\n"
+    device.until(lambda: "JwtTokenStateChange ('', '')" in root.text(), "the signal of the failure")
+    assert device.gdbus(*call, "io.mender.Authentication1.GetJwtToken").stdout == "('', '')\n"
+    for monitor in (root, *others):
+        monitor.close()
+    assert token not in device.log()
+
+
+def test_changes_are_signalled(device: Device) -> None:
+    device.start()
+    device.until_on_bus()
+    monitor = Monitor(device, OURS[0])
+    device.until(lambda: "is owned by" in monitor.text(), "the monitor's start")
+    device.set_map(pause_map())
+    device.peer.offer()
+    device.until(lambda: "'PausedAt': <'ArtifactInstall_Enter'>" in monitor.text(), "the signal")
+    text = monitor.text()
+    assert f"{OWN.path}: org.freedesktop.DBus.Properties.PropertiesChanged ('{OWN.name}', {{" in text
+    assert f"'DeploymentId': <'{DEPLOYMENT_ID}'>" in text
+    assert "'State': <'Download'>" in text
+    device.set_map(json.dumps({"id": APP}))
+    device.until(device.lab.journal.has_ended, "the end")
+    device.until(lambda: "'DeploymentId': <''>" in monitor.text(), "the last signal")
+    monitor.close()
+
+
+def test_a_bus_that_is_killed_while_an_update_is_paused(device: Device) -> None:
+    device.start()
+    device.until_on_bus()
+    device.set_map(pause_map())
+    device.peer.offer()
+    device.until_paused("ArtifactInstall_Enter")
+    device.bus.stop()
+    device.until_logged("updates go on, trying again")
+    device.bus.start()
+    device.until_on_bus(2)
+    device.until_paused("ArtifactInstall_Enter")
+    device.set_map(json.dumps({"id": APP}))
+    device.until(device.lab.journal.has_ended, "the end")
+    assert "status:success" in device.lab.journal.trace()
+
+
+def test_an_update_without_a_bus_and_a_bus_that_comes_later(device: Device) -> None:
+    device.bus.stop()
+    device.start()
+    device.until_logged("D-Bus: cannot connect")
+    device.peer.offer()
+    device.until(device.lab.journal.has_ended, "the end")
+    assert "status:success" in device.lab.journal.trace()
+    device.bus.start()
+    device.until_on_bus()
+    assert device.set_map(pause_map()).returncode == 0
+    assert device.log().count("D-Bus: cannot connect") == 1  # said once, not at every try
+
+
+def test_switched_off_there_is_nobody(device: Device) -> None:
+    device.start(dbus=False)
+    device.peer.offer()
+    device.until(device.lab.journal.has_ended, "the end")
+    assert "org.freedesktop.DBus.Error.ServiceUnknown" in device.set_map(pause_map()).stderr
+
+
+def test_another_program_may_take_the_name_and_give_it_back(device: Device) -> None:
+    device.start()
+    device.until_on_bus()
+    script = (
+        "import sys\n"
+        "from jeepney import new_method_call\n"
+        "from jeepney.bus_messages import message_bus\n"
+        "from jeepney.io.blocking import open_dbus_connection\n"
+        "connection = open_dbus_connection('SYSTEM')\n"
+        "connection.send_and_get_reply(message_bus.RequestName('io.mender.UpdateManager', 2))\n"
+        "print('owner', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=device.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"owner\n"
+    device.until_logged("another program has taken io.mender.UpdateManager")
+    other.stdin.close()
+    other.wait()
+    other.stdout.close()
+    assert device.set_map(pause_map()).returncode == 0
+
+
+def test_a_thousand_maps_from_one_client(device: Device) -> None:
+    device.start()
+    device.until_on_bus()
+    script = (
+        "import sys\n"
+        "from jeepney import DBusAddress, new_method_call\n"
+        "from jeepney.io.blocking import open_dbus_connection\n"
+        "connection = open_dbus_connection('SYSTEM')\n"
+        f"target = DBusAddress('{UPDATE[1]}', bus_name='{UPDATE[0]}', interface='io.mender.Update1')\n"
+        "for line in sys.stdin:\n"
+        "    call = new_method_call(target, 'SetUpdateControlMap', 's', (line,))\n"
+        "    print(*connection.send_and_get_reply(call).body)\n"
+    )
+    maps = "\n".join(pause_map(number=number) for number in range(1, 1001))
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=device.environment,
+        input=maps,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.split() == ["1800"] * 1000, result.stderr
+    saved = json.loads(device.saved_maps() or "")
+    assert len(saved["active"]) == 1000
+    device.restart()
+    device.until_on_bus(2)
+    device.peer.offer()
+    device.until_paused("ArtifactInstall_Enter")
+
+
+def test_memory_of_the_idle_daemon_is_reported(
+    device: Device, record_property: Callable[[str, object], None]
+) -> None:
+    for dbus in (False, True):
+        device.start(dbus=dbus)
+        if dbus:
+            device.until_on_bus()
+        else:
+            device.until_logged("is running")
+        assert device.agent is not None
+        status_text = Path(f"/proc/{device.agent.pid}/status").read_text()
+        for key in ("VmRSS", "RssAnon"):
+            found = re.search(rf"{key}:\s+(\d+) kB", status_text)
+            assert found is not None
+            record_property(f"{key} {'with' if dbus else 'without'} bus, kB", int(found[1]))
+            print(f"{key} {'with' if dbus else 'without'} bus: {found[1]} kB")
