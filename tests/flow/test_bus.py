@@ -460,3 +460,30 @@ def test_memory_of_the_idle_daemon_is_reported(
             assert found is not None
             record_property(f"{key} {'with' if dbus else 'without'} bus, kB", int(found[1]))
             print(f"{key} {'with' if dbus else 'without'} bus: {found[1]} kB")
+
+
+def examples() -> list[tuple[str, str]]:
+    """The guide's examples: language and text."""
+    guide = (ROOT / "agent/README.md").read_text()
+    return re.findall(r"^```(sh|python)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+
+
+def test_the_examples_of_the_guide(device: Device, tmp_path: Path) -> None:
+    device.start()
+    device.until_on_bus()
+    program = tmp_path / "update-agent"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m update_agent "$@"\n')
+    program.chmod(0o755)
+    environment = {**device.environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    outputs = []
+    for language, text in examples():
+        command = ["/bin/sh", "-eu", "-c", text] if language == "sh" else [sys.executable, "-c", text]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{text}\n{result.stderr}"
+        outputs.append(result.stdout)
+    shell, python, properties, commands, over_socket = outputs
+    assert shell.endswith("int32 1800\n")
+    assert python == "send again within 1800 seconds\n"
+    assert "'State': <'Idle'>" in properties or "'State': <'Sync'>" in properties
+    assert "a command on this device, lasts" in commands
+    assert json.loads(over_socket.replace("'", '"').replace("True", "true")) == {"ok": True, "result": 1800}
