@@ -258,7 +258,8 @@ class Lab:
             raise UpdateError(f"extra script {name!r} is not a valid name", hint="use other_files for it")
         text = f"step script {name}\n"
         if name == self.given.get("artifact_version_bad_after"):
-            text += 'echo 99 >"$store/scripts/version"\n'
+            # Before Download there is no such directory, and Download replaces it.
+            text += 'if [ -d "$store/scripts" ]; then echo 99 >"$store/scripts/version"; fi\n'
         if self.given.get("bad_rootfs_version_at_commit") and parsed == ("ArtifactCommit", "Enter"):
             text += 'echo 99 >"$lab/conf/scripts/version"\n'
         return text
