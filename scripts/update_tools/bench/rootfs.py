@@ -211,6 +211,8 @@ def _agent(files: ext4.Files, scratch: Path) -> None:
         0o755,
     )
     files.link("/usr/bin/mender-update", "update-agent")
+    for policy in sorted((layer.REPOSITORY / "agent/dbus").glob("*.conf")):
+        files.text(f"/usr/share/dbus-1/system.d/{policy.name}", policy.read_bytes())
     ours = layer.LAYER / layer.AGENT_FILES
     for place, name in (
         ("identity", "mender-device-identity"),
