@@ -24,7 +24,7 @@ def make(tree: Path, modules: Sequence[str]) -> bytes:
     order = load_order(tree, version, modules)
     entries = [("", stat.S_IFDIR | 0o755, b"", (0, 0))]
     entries += [
-        (name, stat.S_IFDIR | 0o755, b"", (0, 0)) for name in ("bin", "dev", "modules", "proc", "root", "sys")
+        (name, stat.S_IFDIR | 0o755, b"", (0, 0)) for name in ("bin", "dev", "modules", "proc", "slot", "sys")
     ]
     entries.append(("dev/console", stat.S_IFCHR | 0o600, b"", (5, 1)))
     entries.append(("bin/busybox", stat.S_IFREG | 0o755, (tree / "usr/bin/busybox").read_bytes(), (0, 0)))
