@@ -66,7 +66,7 @@ def edges() -> dict[tuple[str, str], str]:
             continue
         is_error = step.work.action == "Error"
         for failing, target in _events(step):
-            for state, pausing in _reached(target, owners):
+            for state, pausing in sorted(_reached(target, owners)):
                 if state == start:
                     continue
                 kind = "fail" if failing or is_error else "pause" if pausing else "ok"
