@@ -31,7 +31,13 @@ from update_tools.server.client import Management
 
 POINT = "ArtifactReboot_Enter"
 # Seconds. A board in the field polls every half hour; nobody would watch that.
-SETTINGS = {"UpdatePollIntervalSeconds": 2, "InventoryPollIntervalSeconds": 60, "RetryPollIntervalSeconds": 5}
+SETTINGS = {
+    "UpdatePollIntervalSeconds": 2,
+    "InventoryPollIntervalSeconds": 60,
+    "RetryPollIntervalSeconds": 5,
+    # Twice the poll interval by default: far too short a life for a map on a busy desk.
+    "UpdateControlMapExpirationTimeSeconds": 3600,
+}
 _LONG_S = 420.0
 
 
