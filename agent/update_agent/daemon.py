@@ -343,11 +343,13 @@ class Daemon(Machine):
         if resumed and lasting and self.payload.rebooted(point):
             self.log.info(f"The new system was booted during the pause at {point}")
             return "booted"
+        if resumed and lasting:
+            self.payload.hold(point)  # before the server is asked: the next power cut may come meanwhile
         paused = False
         refresh = self.pool.has_deployment_map(self.update.id)
         while True:
             if refresh:
-                reason = self._refresh(step, paused=paused)
+                reason = self._refresh(step, paused=paused or resumed)
                 if reason:
                     raise ControlError(reason)
             decision = self.pool.evaluate(point, time.monotonic())
@@ -367,7 +369,7 @@ class Daemon(Machine):
             refresh = self._wait_paused()
 
     def _begin_pause(self, step: Step) -> str:
-        """Save the pause, make it safe against a power cut, and report it once."""
+        """Save the pause, make it safe against a power cut, and report it once in this process."""
         point = step.work.subject
         if self.config.pause_survives_restart:
             # Saved first: a cut between the two resumes the pause and holds again.

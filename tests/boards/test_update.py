@@ -27,6 +27,8 @@ SETTINGS = {
     "UpdatePollIntervalSeconds": 2,
     "InventoryPollIntervalSeconds": 600,
     "RetryPollIntervalSeconds": 5,
+    # Twice the poll interval by default: a busy host must not let the map expire.
+    "UpdateControlMapExpirationTimeSeconds": 3600,
 }
 PAUSES = {
     "ArtifactInstall_Enter": "pause_before_installing",
