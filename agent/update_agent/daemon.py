@@ -79,8 +79,8 @@ class Daemon(Machine):
             saved, all_rollbacks_successful=self.update.all_rollbacks_successful
         )
         self.log.info(f"Going on with deployment {self.update.id} after a restart: {name} -> {saved.resume}")
-        if self.outcome.failed:
-            self.update.cause = self.update.cause or f"the device or the agent restarted during {name}"
+        if self.outcome.failed and not self.update.cause:
+            self.failed(f"the device or the agent restarted during {name}")
         if self.flow[saved.resume].work.kind == "control":
             self._resumed_at = saved.resume
         try:
