@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROGRAM = "update-agent"
+ALIAS = "mender-update"  # the same program, under the name that scripts of the field call
 
 
 class Option:
@@ -46,11 +47,16 @@ OPTIONS = (
     Option("-b --fallback-config", "FILE", "fallback_config", "file with defaults for the main one"),
     Option("-d --datastore --data", "DIR", "datastore", "where state, keys and logs are kept"),
     Option("-L --log-file", "FILE", "log_file", "append log lines to a file instead of stderr"),
-    Option("-l --log-level", "LEVEL", "log_level", "trace, debug, info, warning, error or fatal"),
+    Option(
+        "-l --log-level",
+        "LEVEL",
+        "log_level",
+        "log from this level on: trace, debug, info, warning, error or fatal",
+    ),
     Option("-E --trusted-certs", "FILE", "trusted_certs", "certificates trusted beside the system's"),
     Option("--skipverify", "", "skip_verify", "do not verify the server's certificate"),
     Option("-v --version", "", "version", "print the version"),
-    Option("-h --help", "", "help", "print this text"),
+    Option("-h --help", "", "help", "print help; after a command, its own"),
 )
 _REBOOT_EXIT = Option(
     "--reboot-exit-code", "", "reboot_exit_code", "exit with 4 instead of 0 if a reboot is needed"
@@ -81,6 +87,13 @@ COMMANDS = (
     Command("maps", "", "list the control maps that decide about updates"),
     Command("check-update", "", "have the daemon ask for a deployment now"),
     Command("send-inventory", "", "have the daemon submit the inventory now"),
+)
+# Longer texts are the manual's (scripts/update_tools/manual.py): the idle daemon holds this module in memory.
+EXIT_CODES = (
+    (0, "done; or stopped or waiting for `commit`, as asked"),
+    (1, "failed, or wrong usage: the reason is on stderr"),
+    (2, "no update in progress, or none that is to be decided about"),
+    (4, "done, reboot needed (with --reboot-exit-code)"),
 )
 _COMMAND = {command.name: command for command in COMMANDS}
 
@@ -194,7 +207,8 @@ def usage_text(verb: str = "") -> str:
     if command is None:
         head = f"usage: {PROGRAM} [OPTIONS] COMMAND\n\nA/B updates for embedded Linux.\n\ncommands:\n"
         head += "\n".join(_row(f"{c.name} {c.argument}".strip(), c.help) for c in COMMANDS)
-        return f"{head}\n\noptions:\n{_rows(OPTIONS)}"
+        codes = "\n".join(_row(str(code), text) for code, text in EXIT_CODES)
+        return f"{head}\n\noptions:\n{_rows(OPTIONS)}\n\nexit codes:\n{codes}"
     line = f"usage: {PROGRAM} {command.name} [OPTIONS] {command.argument}".rstrip()
     return f"{line}\n\n{command.help}\n\noptions:\n{_rows((*command.options, OPTIONS[-1]))}"
 
