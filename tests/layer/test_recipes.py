@@ -61,6 +61,10 @@ def test_agent_files(tmp_path: Path, series: str) -> None:
         "/usr/bin/mender-update": "-> update-agent",
         "/usr/bin/update-agent": "0755",
         "/usr/lib/systemd/system/mender-updated.service": "0644",
+        "/usr/share/bash-completion/completions/mender-update": "-> update-agent",
+        "/usr/share/bash-completion/completions/update-agent": "0644",
+        "/usr/share/man/man8/mender-update.8": "-> update-agent.8",
+        "/usr/share/man/man8/update-agent.8": "0644",
         "/usr/share/mender/identity/mender-device-identity": "0755",
         "/usr/share/mender/inventory/mender-inventory-update": "0755",
         "/usr/share/mender/modules/v3/single-file": "0755",
@@ -93,6 +97,9 @@ def test_agent_packages(tmp_path: Path) -> None:
     assert found["nowhere"] == []
     assert {Path(name).suffix for name in found["update-agent-source"]} == {".py"}
     assert found["update-agent-modules"] == ["/usr/share/mender/modules/v3/single-file"]
+    for package in ("update-agent-doc", "update-agent-bash-completion"):
+        names = {Path(name).name.removesuffix(".8") for name in found[package]}
+        assert names == {"mender-update", "update-agent"}
     dbus = [Path(name).name for name in found["update-agent-dbus"]]
     assert {"bus.pyc", "io.mender.Update1.xml", "io.mender.UpdateManager.conf"} <= set(dbus)
     assert "/usr/bin/mender-update" in found["update-agent"]

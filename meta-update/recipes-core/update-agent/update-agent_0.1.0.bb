@@ -51,6 +51,12 @@ do_install() {
     install -m 0644 ${S}/dbus/*.conf ${D}${datadir}/dbus-1/system.d
     install -m 0644 ${S}/dbus/*.xml ${D}${datadir}/dbus-1/interfaces
 
+    install -D -m 0644 ${S}/man/update-agent.8 ${D}${mandir}/man8/update-agent.8
+    ln -s update-agent.8 ${D}${mandir}/man8/mender-update.8
+    completions=${D}${datadir}/bash-completion/completions
+    install -D -m 0644 ${S}/completion/update-agent $completions/update-agent
+    ln -s update-agent $completions/mender-update
+
     share=${D}${datadir}/mender
     install -D -m 0755 ${UNPACKDIR}/mender-device-identity $share/identity/mender-device-identity
     install -D -m 0755 ${UNPACKDIR}/mender-inventory-update $share/inventory/mender-inventory-update
@@ -63,14 +69,19 @@ do_install() {
     fi
 }
 
-PACKAGES = "${PN}-source ${PN}-dbus ${PN}-modules ${PN}"
+# The images' own features doc-pkgs and bash-completion-pkgs add what is named so.
+PACKAGES = "${PN}-source ${PN}-dbus ${PN}-modules ${PN}-doc ${PN}-bash-completion ${PN}"
 SUMMARY:${PN}-source = "${SUMMARY}: source text"
 SUMMARY:${PN}-dbus = "${SUMMARY}: D-Bus interface"
 SUMMARY:${PN}-modules = "${SUMMARY}: update modules for more than root partitions"
+SUMMARY:${PN}-doc = "${SUMMARY}: manual page"
+SUMMARY:${PN}-bash-completion = "${SUMMARY}: completion for bash"
 
 FILES:${PN}-source = "${PYTHON_SITEPACKAGES_DIR}/update_agent/*.py"
 FILES:${PN}-dbus = "${PYTHON_SITEPACKAGES_DIR}/update_agent/bus*.pyc ${datadir}/dbus-1"
 FILES:${PN}-modules = "${datadir}/mender/modules"
+FILES:${PN}-doc = "${mandir}"
+FILES:${PN}-bash-completion = "${datadir}/bash-completion"
 FILES:${PN} = " \
     ${PYTHON_SITEPACKAGES_DIR}/update_agent/*.pyc \
     ${bindir} \
@@ -98,6 +109,7 @@ RDEPENDS:${PN} = " \
 RRECOMMENDS:${PN} = "libzstd"
 RDEPENDS:${PN}-dbus = "${PN} python3-jeepney"
 RDEPENDS:${PN}-modules = "${PN}"
+RDEPENDS:${PN}-bash-completion = "bash-completion"
 RDEPENDS:${PN}-source = "${PN}"
 
 # Both have /usr/bin/mender-update and would drive the same boot variables.
