@@ -7,6 +7,7 @@ the environment's content and its copies are as they should be.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +49,6 @@ class Field:
         self._artifacts = artifacts
         self.deployment = ""
         self.image = Path()
-        self._pauses_seen: dict[str, int] = {}
 
     def deploy(self, variant: str = "good", *scripts: str, pauses: tuple[str, ...] = ()) -> None:
         """Deploy version 2 in a variant."""
@@ -79,11 +79,18 @@ class Field:
             time.sleep(0.1)
 
     def until_paused(self, point: str) -> None:
-        """Wait until the device is paused at a point and has reported it, once more than so far."""
-        wanted = PAUSES[point]
-        before = self._pauses_seen.get(wanted, 0)
-        self.until(lambda: self.statuses().count(wanted) > before, f"a pause at {point}")
-        self._pauses_seen[wanted] = before + 1
+        """Wait until the server shows a pause at a point, and the device, asked for itself, says so too.
+
+        In this order: a board that is still on its way to the pause may reboot under the question.
+        """
+        self.until(lambda: self.device["status"] == PAUSES[point], f"the server's word of a pause at {point}")
+        self.until(lambda: self.paused_at() == point, f"the device's pause at {point}")
+
+    def paused_at(self) -> str:
+        """Where the agent on the board says that it waits; empty if it does not, or is not up yet."""
+        said = self.board.shell("update-agent status --json")
+        pause = json.loads(said.output)["pause"] if said.code == 0 else None
+        return str(pause["point"]) if pause else ""
 
     def ends_as(self, status: str, slot: int, version: str, cause: str = "") -> None:
         """Assert how it ended, on the server, in the slots, and in the environment."""
