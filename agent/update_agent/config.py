@@ -171,6 +171,10 @@ class Config:
         """State scripts of the artifact being installed."""
         return os.path.join(self.datastore, "scripts")
 
+    def hook_dirs(self) -> list[str]:
+        """Pause hooks: of the image's packages, then of the product, which counts before the other."""
+        return [os.path.join(directory, "pause.d") for directory in (self.data_dir, self.conf_dir)]
+
     def tree_dir(self) -> str:
         """File tree of the update module."""
         return os.path.join(self.datastore, "modules", "v3", "payloads", "0000", "tree")

@@ -272,6 +272,29 @@ class Pool:
             return Wake(max(min(expiries), now), "evaluate", "expiry")
         return wake
 
+    @property
+    def has_changed(self) -> bool:
+        """True if an application or a person changed the pool since it was last evaluated."""
+        return self._changed
+
+    def next_change(self, now: float, deployment_id: str, poll_s: float) -> Wake:
+        """When to act again while something else than these maps pauses: they have said to go on.
+
+        They are not asked at half-time: an `on_action_executed` would be used up although nobody acted on the
+        answer. A new map, an expiry and the server's word end that.
+        """
+        if self._changed:
+            return Wake(now, "evaluate", "change")
+        times = [
+            entry.expires_at for entry in self._entries.values() if entry.expires_at > self._evaluated_at
+        ]
+        wake = Wake(max(now, min(times, default=_INFINITE)), "evaluate", "expiry")
+        if self.has_deployment_map(deployment_id):
+            poll_at = self._refreshed_at.get(deployment_id, now) + poll_s
+            poll = Wake(poll_at if poll_at > now else now + _PAST_DUE_S, "refresh", "poll")
+            wake = min(wake, poll, key=lambda each: each.at)
+        return wake
+
     # Persistence: value of the database key `update-control-maps`
 
     def to_store(self, now: float) -> str | None:

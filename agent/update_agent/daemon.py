@@ -13,6 +13,7 @@ from update_agent.errors import ControlError, LoopError, StoreError
 from update_agent.loop import plain_wait
 from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
+from update_agent.pauses import HOOKS_KEY, ControlPoint, warn_of_broken_hooks
 from update_agent.states import DAEMON_STEPS, MAX_SAVES, Step, resume_after, state_of
 from update_agent.store import BusyError
 from update_agent.timers import PollTimer
@@ -22,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from update_agent.hooks import Holds
     from update_agent.loop import Signals
     from update_agent.remote import Remote, Reply
 
@@ -51,6 +53,7 @@ class Daemon(Machine):
         self.step = self.flow["idle"]
         self.state = "Idle"
         self.pause: control.Decision | None = None  # why it is paused
+        self.holds: Holds | None = None  # and what the pause hooks say there
         self.wake: control.Wake | None = None  # and what comes next if nobody decides
         self.done_bytes, self.size_bytes = 0, 0
         self.watchers: list[Callable[[], None]] = []
@@ -60,6 +63,7 @@ class Daemon(Machine):
 
     def run(self) -> None:
         """Go on with what was saved, then poll forever."""
+        warn_of_broken_hooks(self.config, self.log)
         self.walk(self.resume())
 
     def resume(self) -> str:
@@ -85,7 +89,7 @@ class Daemon(Machine):
             self._resumed_at = saved.resume
         try:
             # However often the power goes during a pause, that is not a loop.
-            self._write_state(name, counted=not self._resumed_at)
+            self.write_state(name, counted=not self._resumed_at)
         except LoopError as error:
             self.failed(str(error))
             self.outcome.add(self.flow["loop"], "loop")
@@ -97,7 +101,7 @@ class Daemon(Machine):
     def perform(self, step: Step) -> str:
         self.step = step
         self.state = state_of(step) or self.state
-        self.pause = self.wake = None
+        self.pause = self.holds = self.wake = None
         self.announce()
         return super().perform(step)
 
@@ -131,9 +135,9 @@ class Daemon(Machine):
                 return
 
     def save(self, step: Step, name: str) -> None:
-        self._write_state(name)
+        self.write_state(name)
 
-    def _write_state(
+    def write_state(
         self, name: str, *, counted: bool = True, also: dict[str, str | None] | None = None
     ) -> None:
         """Store the update under a name together with other changes. Raises LoopError or StoreError."""
@@ -259,7 +263,7 @@ class Daemon(Machine):
             self.update.accept(message)
             self.log.info(f"Artifact {self.update.artifact_name}, payload {message['payload_type']}")
             try:
-                self._write_state(step.save_mid)
+                self.write_state(step.save_mid)
             except LoopError as error:
                 return {"loop": error.message}
             except StoreError as error:
@@ -298,14 +302,14 @@ class Daemon(Machine):
             reply = self.remote.report(self.update.id, status, substate)
             if reply.kind not in {"ok", "aborted"}:
                 self.log.warning(f"Status {status} was not delivered: {reply.reason}")
-            return self._aborted(status) if reply.kind == "aborted" else "ok"
-        waits = self._unhurried(self.config.retry_poll_interval_s)
+            return self.aborted(status) if reply.kind == "aborted" else "ok"
+        waits = self.unhurried(self.config.retry_poll_interval_s)
         while True:
             reply = self._report_with_log(status, substate)
             if reply.kind == "ok":
                 return "ok"
             if reply.kind == "aborted":
-                return self._aborted(status)
+                return self.aborted(status)
             delay_s = reply.retry_after_s if reply.retry_after_s is not None else next(waits, None)
             if delay_s is None:
                 self.failed(f"status {status} could not be delivered: {reply.reason}")
@@ -313,7 +317,7 @@ class Daemon(Machine):
             self.log.warning(f"Status {status} was not delivered, again in {delay_s:.0f} s: {reply.reason}")
             self.context.loop.wait((), time.monotonic() + delay_s)
 
-    def _unhurried(self, cap_s: int) -> Iterator[int]:
+    def unhurried(self, cap_s: int) -> Iterator[int]:
         """Waits of a report or refresh: no cap hurries them beyond the first wait (device-api.md)."""
         first_s = self.config.retry_first_interval_s
         return delays(max(first_s, cap_s), self.config.retry_poll_count, first_s=first_s)
@@ -329,7 +333,8 @@ class Daemon(Machine):
             return uploaded
         return reply
 
-    def _aborted(self, status: str) -> str:
+    def aborted(self, status: str) -> str:
+        """The server has no such deployment any more: the event of that, its reason noted."""
         self.failed(f"the server answered {status} with 409: the deployment was aborted")
         return "aborted"
 
@@ -337,99 +342,8 @@ class Daemon(Machine):
 
     def on_control(self, step: Step) -> str:
         """Decide at a control point; a pause waits here, is reported once, and survives a restart."""
-        point = step.work.subject
         resumed, self._resumed_at = self._resumed_at == step.name, ""
-        lasting = self.config.pause_survives_restart
-        if resumed and lasting and self.payload.rebooted(point):
-            self.log.info(f"The new system was booted during the pause at {point}")
-            return "booted"
-        if resumed and lasting:
-            self.payload.hold(point)  # before the server is asked: the next power cut may come meanwhile
-        paused = False
-        refresh = self.pool.has_deployment_map(self.update.id)
-        while True:
-            if refresh:
-                reason = self._refresh(step, paused=paused or resumed)
-                if reason:
-                    raise ControlError(reason)
-            decision = self.pool.evaluate(point, time.monotonic())
-            self.save_pool()
-            self.pause = decision if decision.action == "pause" else None
-            self.log.info(f"Control point {point}: {decision.action}{_names(decision)}")
-            if decision.action == "fail":
-                raise ControlError(f"told to fail{_names(decision)}")
-            if decision.action == "continue":
-                if lasting and (paused or resumed):
-                    self.payload.release(point)
-                return "go"
-            if not paused:
-                paused = True
-                if self._begin_pause(step) == "aborted":
-                    return "fail"
-            refresh = self._wait_paused()
-
-    def _begin_pause(self, step: Step) -> str:
-        """Save the pause, make it safe against a power cut, and report it once in this process."""
-        point = step.work.subject
-        if self.config.pause_survives_restart:
-            # Saved first: a cut between the two resumes the pause and holds again.
-            self._save_pause(step.pause_save)
-            self.payload.hold(point)
-        elif point == "ArtifactReboot_Enter":
-            self._save_pause("reboot")  # as client 3.5 does: the power cut then counts as the reboot
-        reply = self.remote.report(self.update.id, step.pause_report)
-        if reply.kind == "aborted":
-            return self._aborted(step.pause_report)
-        if reply.kind != "ok":
-            self.log.warning(f"Status {step.pause_report} was not delivered: {reply.reason}")
-        return "ok"
-
-    def _save_pause(self, name: str) -> None:
-        try:
-            self._write_state(name, counted=False)
-        except StoreError as error:
-            self.log.error(f"The pause will not survive a restart: {error}")
-
-    def _wait_paused(self, retry_at: float | None = None) -> bool:
-        """Wait until the pause must be decided again. True if the server is to be asked first."""
-        while True:
-            now = time.monotonic()
-            wake = self.pool.next_deadline(
-                now, self.update.id, self.config.map_poll_interval_s, retry_at=retry_at
-            )
-            self.wake = wake
-            self.announce()
-            if wake.at <= now or not self.context.loop.wait_for_change(wake.at):
-                return wake.then == "refresh"
-
-    def _refresh(self, step: Step, *, paused: bool) -> str:
-        """Fetch the deployment's map. Empty when the pool is up to date, else why the update must fail.
-
-        While paused, a change or an expiry is decided even though the refresh still fails.
-        """
-        waits = self._unhurried(self.config.update_poll_interval_s)
-        while True:
-            reply = self.remote.control_map(self.update.id)
-            if reply.kind == "gone":
-                return f"the deployment was aborted on the server: {reply.reason}"
-            reason = reply.reason
-            if reply.kind == "ok":
-                try:
-                    content = control.parse_value(reply.value)
-                    self.pool.set_server(content, self.update.id, time.monotonic())
-                    self.save_pool()
-                    return ""
-                except ControlError as error:
-                    reason = str(error)
-            delay_s = reply.retry_after_s if reply.retry_after_s is not None else next(waits, None)
-            if delay_s is None:
-                return f"the control map could not be refreshed: {reason}"
-            self.log.warning(f"The control map was not refreshed, next try in {delay_s:.0f} s: {reason}")
-            retry_at = time.monotonic() + delay_s
-            if not paused:
-                self.context.loop.wait((), retry_at)
-            elif not self._wait_paused(retry_at):
-                return ""
+        return ControlPoint(self, step, resumed=resumed).decide()
 
     def _load_pool(self) -> control.Pool:
         config = self.config
@@ -465,7 +379,7 @@ class Daemon(Machine):
         clean = not self.outcome.failed
         changes = commit(self.store, self.update, clean=clean, with_provides=clean)
         try:
-            self._write_state(step.save_mid, also=changes)
+            self.write_state(step.save_mid, also=changes)
         except LoopError:
             raise
         except StoreError as error:
@@ -480,7 +394,7 @@ class Daemon(Machine):
 
     def do_clear(self, _step: Step) -> str:
         """The server knows the outcome: the saved update is not needed any more."""
-        self.store.write({_STATE: None})
+        self.store.write({_STATE: None, HOOKS_KEY: None})
         return "ok"
 
     def do_end_deployment(self, _step: Step) -> str:
@@ -500,12 +414,6 @@ class Daemon(Machine):
         self.outcome = Outcome()
         self.forget_payload()
         self.decisions.update_ended()
-
-
-def _names(decision: control.Decision) -> str:
-    """The maps behind a decision, to be put after it; empty if there are none."""
-    maps = [f"{entry.map.id} (priority {entry.map.priority})" for entry in decision.by]
-    return f" by map {', '.join(maps)}" if maps else ""
 
 
 def _progress(channel: child.Channel) -> Callable[[int, int | None], None]:

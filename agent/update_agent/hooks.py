@@ -195,7 +195,7 @@ def _check_name(path: str) -> None:
 class Vote:
     """What a hook says now, and why. `limit_at`: when its limit passes, None until it counts."""
 
-    __slots__ = ("action", "again_at", "hook", "limit_at", "why")
+    __slots__ = ("action", "again_at", "hook", "limit_at", "opens_at", "why")
 
     def __init__(self, hook: Hook) -> None:
         self.hook = hook
@@ -203,6 +203,9 @@ class Vote:
         self.why = ""
         self.again_at = float("-inf")  # when it may say something else
         self.limit_at: float | None = None
+        self.opens_at: float | None = (
+            None  # of a window that is shut, as far as the wall clock can be trusted
+        )
 
 
 class Holds:
@@ -266,12 +269,14 @@ class Holds:
             vote.action, vote.again_at = hook.at_limit, float("inf")
             vote.why = f"its limit of {hook.limit_s} s has passed"
             return
-        vote.action, vote.again_at = "pause", float("inf")
+        vote.action, vote.again_at, vote.opens_at = "pause", float("inf"), None
         if hook.kind == "window":
             assert hook.window is not None
             is_open = wall >= _CLOCK_IS_SET and hook.window.is_open(wall)
             vote.action = "continue" if is_open else "pause"
-            vote.again_at = now + min(_LOOK_S, hook.window.next_opening(wall) - wall)
+            opens_at = now + hook.window.next_opening(wall) - wall
+            vote.again_at = min(now + _LOOK_S, opens_at)
+            vote.opens_at = None if is_open else opens_at
             vote.why = f"{'inside' if is_open else 'outside'} {hook.window.text}, {hook.window.lasting_s} s"
         elif hook.kind == "program":
             vote.action, vote.why = self._ask(hook)
@@ -374,7 +379,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     faults = [fault for directory in arguments for fault in check(directory)]
     for fault in faults:
-        print(fault)
+        print(fault.encode(errors="backslashreplace").decode())
     return 1 if faults else 0
 
 

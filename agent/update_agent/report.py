@@ -20,6 +20,12 @@ _EXPIRY = {
     "continue": "other maps decide",
     "force_continue": "the update goes on",
 }
+_LIMIT = {"continue": "it lets the update go on", "fail": "the update fails"}
+_NEXT = {
+    "refresh": "asks the server",
+    "evaluate": "looks at the maps again",
+    "hooks": "looks at the hooks again",
+}
 
 
 def status_text(status: Any) -> str:
@@ -42,13 +48,17 @@ def status_text(status: Any) -> str:
     if pause:
         rows.append(("Paused at", pause["point"]))
         rows += [("Held by", _who(entry)) for entry in pause["by"]]
-        if pause["expires_in_s"] is None:
+        rows += [("Held by", _hook(entry)) for entry in pause["hooks"]]
+        if pause["hooks"] and not pause["by"]:
+            rows.append(("Until", "the hooks let it go on, or someone decides: `continue` or `fail`"))
+        elif pause["expires_in_s"] is None:
             rows.append(("Until", "someone decides: `continue` or `fail`"))
         else:
             rows.append(("Until", f"{_clock(pause['expires_in_s'])}; then {_EXPIRY[pause['at_expiry']]}"))
         if pause["next_check_in_s"] is not None:
-            what = "asks the server" if pause["next_check"] == "refresh" else "looks at the maps again"
-            rows.append(("Next", f"{what} {_in(pause['next_check_in_s'])} ({pause['why']})"))
+            rows.append(
+                ("Next", f"{_NEXT[pause['next_check']]} {_in(pause['next_check_in_s'])} ({pause['why']})")
+            )
     return _table(rows)
 
 
@@ -90,6 +100,15 @@ def _who(entry: Any) -> str:
         return "a command on this device"
     who = "the server" if entry["from"] == "server" else f"application {entry['id']}"
     return f"{who}, priority {entry['priority']}"
+
+
+def _hook(entry: Any) -> str:
+    text = f"pause hook {entry['path']}: {entry['why']}"
+    if entry["opens_in_s"] is not None:
+        text += f", opens {_clock(entry['opens_in_s'])}"
+    if entry["limit_in_s"] is not None:
+        text += f"; at most until {_clock(entry['limit_in_s'])}, then {_LIMIT[entry['at_limit']]}"
+    return text
 
 
 def _in(seconds: int | None) -> str:

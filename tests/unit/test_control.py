@@ -289,6 +289,35 @@ def test_loaded_maps_wake_at_half_of_the_boot_expiration() -> None:
     assert wake(pool, 649) == (650, "evaluate", "expiry")
 
 
+def next_change(pool: Pool, now: float) -> tuple[float, str, str]:
+    found = pool.next_change(now, D, POLL_S)
+    return found.at, found.then, found.why
+
+
+def test_maps_that_said_to_go_on_are_asked_again_only_after_a_change_or_an_expiry() -> None:
+    """A hook holds meanwhile: approval for once must not be used up at half-time."""
+    assert next_change(Pool(3600), 5)[0] == float("inf")
+    pool = pool_with(make(action="force_continue", on_action_executed="pause"))
+    assert pool.evaluate(INSTALL, 5).action == "continue"
+    assert next_change(pool, 5) == (3600, "evaluate", "expiry")
+    assert next_change(pool, 2000) == (3600, "evaluate", "expiry")
+    assert next_change(pool, 3700) == (3700, "evaluate", "expiry")
+    pool.evaluate(INSTALL, 3700)
+    assert next_change(pool, 3700)[0] == float("inf")
+    assert not pool.has_changed
+    pool.set_local(make(B, action="pause"), 3701)
+    assert pool.has_changed
+    assert next_change(pool, 3702) == (3702, "evaluate", "change")
+
+
+def test_the_server_is_asked_while_a_hook_holds() -> None:
+    pool = Pool(DAY_S)
+    pool.set_server(make(D), D, 100)
+    pool.evaluate(INSTALL, 100)
+    assert next_change(pool, 200) == (1900, "refresh", "poll")
+    assert next_change(pool, 1900) == (1930, "refresh", "poll")
+
+
 # Saving
 
 

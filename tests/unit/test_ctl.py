@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from update_agent import control, hooks
 from update_agent.bootloader import UBoot
 from update_agent.config import Config
 from update_agent.ctl import ControlSocket
@@ -336,3 +337,31 @@ def test_the_screen_says_what_it_waits_for_who_asked_and_what_comes_at_expiry(da
     daemon.pause = daemon.pool.evaluate(POINTS[0], time.monotonic())
     text = status_text(status(daemon))
     assert "Held by     a command on this device\nUntil       someone decides" in text
+
+
+def test_status_says_which_hook_holds_and_until_when(daemon: Daemon) -> None:
+    documents = [
+        {"point": POINTS[1], "when": "always", "limit_s": 7200, "at_limit": "fail"},
+        {"point": POINTS[1], "when": {"outside": "02:00 UTC", "lasting_s": 60}},
+        {"point": POINTS[1], "when": {"outside": "00:00 UTC", "lasting_s": 86400}},
+    ]
+    found = [hooks.parse(json.dumps(hook), f"/etc/pause.d/{n}0-x.json") for n, hook in enumerate(documents)]
+    daemon.update = Update("3f1c", "https://example.com/a.mender")
+    daemon.step = daemon.flow["control.reboot"]
+    daemon.holds = hooks.Holds(found, lambda _: ("pause", ""))
+    now = time.monotonic()
+    daemon.holds.look(now, 1_800_000_000 // 86400 * 86400 + 3600)
+    daemon.pause = control.Decision("pause")
+    daemon.wake = control.Wake(now + 60.4, "hooks", "hooks")
+    text = status_text(status(daemon))
+    for part in (
+        "Paused at   ArtifactReboot_Enter",
+        "Held by     pause hook /etc/pause.d/00-x.json: always; at most until ",
+        "(in 120 min), then the update fails",
+        "Held by     pause hook /etc/pause.d/10-x.json: outside 02:00 UTC, 60 s, opens ",
+        "(in 60 min)",
+        "Until       the hooks let it go on, or someone decides: `continue` or `fail`",
+        "Next        looks at the hooks again in 60 s (hooks)",
+    ):
+        assert part in text.replace("in 2 h 0 min", "in 120 min")
+    assert "20-x.json" not in text

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,13 @@ def test_any_bytes_are_refused_by_name(data: bytes) -> None:
         hooks.parse(data, "/x/10-a.json")
 
 
+def test_the_example_of_the_guide_is_valid() -> None:
+    guide = (Path(hooks.__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"^```json\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    hook = hooks.parse(example, "10-night.json")
+    assert (hook.kind, hook.point, hook.limit_s) == ("window", REBOOT, 604800)
+
+
 # Directories
 
 
@@ -223,6 +231,7 @@ def test_a_window_holds_until_it_opens_also_when_the_clock_is_set() -> None:
     holds = Holds([make(WINDOW)], never)
     holds.look(0, MIDNIGHT)
     assert (holds.action, holds.votes[0].why) == ("pause", "outside 02:00 UTC, 3600 s")
+    assert holds.votes[0].opens_at == 7200
     assert holds.next_look() == 60  # long before it opens: the clock may be set
     assert not holds.look(60, MIDNIGHT + 60)
     holds.look(61, MIDNIGHT + 7199)
@@ -230,7 +239,7 @@ def test_a_window_holds_until_it_opens_also_when_the_clock_is_set() -> None:
     holds.look(120, MIDNIGHT + 7190)
     assert holds.next_look() == 130
     assert holds.look(130, MIDNIGHT + 7200)
-    assert holds.action == "continue"
+    assert (holds.action, holds.votes[0].opens_at) == ("continue", None)
     assert holds.look(190, MIDNIGHT + 3 * 3600)
     assert holds.action == "pause"
 

@@ -168,6 +168,9 @@ class Lab:
             folder = "left" if name.startswith("Artifact") else "conf/scripts"
             self._program(f"{folder}/{name}", f"step script {name}\n")
             os.chmod(self.path(f"{folder}/{name}"), 0o644)
+        for name, hook in (given.get("pause_hooks") or {}).items():
+            os.makedirs(self.path("conf/pause.d"), exist_ok=True)
+            self._write(f"conf/pause.d/{name}", json.dumps(hook))
         store = Store(self.store_dir, Log(stream=sys.stderr))
         store.write({"artifact-name": "old"})
         self.artifact = self._artifact()

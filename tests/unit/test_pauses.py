@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stay at a control point saves of its hooks. The stay itself is played in tests/flow."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from update_agent.bootloader import UBoot
+from update_agent.config import Config
+from update_agent.daemon import Daemon
+from update_agent.log import Log
+from update_agent.loop import Loop, Signals
+from update_agent.machine import Context
+from update_agent.pauses import HOOKS_KEY, ControlPoint, warn_of_broken_hooks
+from update_agent.remote import Remote
+from update_agent.states import POINTS
+from update_agent.store import Store
+from update_agent.update import Update
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    old = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    wakeup_fd = signal.set_wakeup_fd(-1)
+    config = Config()
+    config.datastore = str(tmp_path)
+    config.conf_dir = str(tmp_path / "conf")
+    config.data_dir = str(tmp_path / "data")
+    log = Log(stream=io.StringIO())
+    context = Context(config, log, Store(str(tmp_path), log), Loop(), UBoot())
+    made = Daemon(context, Remote(config, log), Signals(context.loop))
+    made.update = Update("3f1c", "https://example.com/a.mender")
+    yield made
+    signal.set_wakeup_fd(wakeup_fd)
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
+def put(daemon: Daemon, name: str, text: str) -> None:
+    directory = Path(daemon.config.conf_dir) / "pause.d"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_text(text)
+
+
+def stay(daemon: Daemon, step: str = "control.reboot") -> ControlPoint:
+    return ControlPoint(daemon, daemon.flow[step], resumed=False)
+
+
+def limits(point: ControlPoint) -> list[float | None]:
+    return [vote.limit_at for vote in point._holds.votes]
+
+
+def test_what_is_left_of_a_limit_is_saved_for_this_deployment_and_point(daemon: Daemon) -> None:
+    hook = {"point": POINTS[1], "when": "always", "limit_s": 3600, "at_limit": "fail"}
+    put(daemon, "10-x.json", json.dumps(hook))
+    put(daemon, "20-y.json", json.dumps({**hook, "point": POINTS[2]}))
+    first = stay(daemon)
+    first._holds.look(time.monotonic() - 3000, time.time())
+    first._save_left()
+    daemon.store.reload()
+    saved = daemon.store.get_json(HOOKS_KEY)
+    assert isinstance(saved, dict)
+    assert saved["at"] == ["3f1c", POINTS[1]]
+    (left_s,) = saved["left_s"].values()
+    assert 0 <= left_s <= 600
+    (limit_at,) = limits(stay(daemon))
+    assert limit_at is not None
+    assert limit_at <= time.monotonic() + left_s
+    assert limits(stay(daemon, "control.commit")) == [None]
+    daemon.update.id = "another"
+    assert limits(stay(daemon)) == [None]
+
+
+def test_without_hooks_nothing_is_saved(daemon: Daemon) -> None:
+    stay(daemon)._save_left()
+    assert daemon.store.get(HOOKS_KEY) is None
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"at": ["3f1c", "ArtifactReboot_Enter"]}', "null"])
+def test_a_saved_value_that_is_nonsense_is_no_limit(daemon: Daemon, text: str) -> None:
+    put(daemon, "10-x.json", json.dumps({"point": POINTS[1], "when": "always"}))
+    daemon.store.write({HOOKS_KEY: text})
+    assert limits(stay(daemon)) == [None]
+
+
+def test_broken_hooks_are_named_at_the_start(daemon: Daemon) -> None:
+    put(daemon, "10-x.json", "{}")
+    stream = io.StringIO()
+    warn_of_broken_hooks(daemon.config, Log(stream=stream))
+    assert (
+        "WARNING: A pause hook is broken and will hold updates at ArtifactInstall_Enter: "
+        in stream.getvalue()
+    )
+    assert "10-x.json: point is missing" in stream.getvalue()
