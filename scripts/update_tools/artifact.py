@@ -7,6 +7,7 @@ write(with_software(image, Software()), Path("release-2.mender"), Packing("zstd"
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -228,22 +229,22 @@ def _pack_payload(contents: Contents, pack: Packer, mtime: int, progress: Progre
     """The payload archive into the packer, which is closed; digests by file name."""
     digests: dict[str, str] = {}
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    for path in contents.files:
-        digest, done = hashlib.sha256(), 0
-        with _open(path) as file:
-            size, mode = _size_and_mode(file, path)
-            pack.write(_head(path.name, size, mtime, mode))
-            while got := file.readinto(buffer):
-                digest.update(buffer[:got])
-                pack.write(buffer[:got])
-                done += got
-                progress(got)
-        if done != size:
-            raise ArtifactError(f"{path} changed while it was read: {size} bytes before, {done} read")
-        pack.write(bytes(-size % tarfile.BLOCKSIZE))
-        digests[path.name] = digest.hexdigest()
-    pack.write(bytes(2 * tarfile.BLOCKSIZE))
-    pack.close()
+    with contextlib.closing(pack):  # also on an error: a compressing program must not be left behind
+        for path in contents.files:
+            digest, done = hashlib.sha256(), 0
+            with _open(path) as file:
+                size, mode = _size_and_mode(file, path)
+                pack.write(_head(path.name, size, mtime, mode))
+                while got := file.readinto(buffer):
+                    digest.update(buffer[:got])
+                    pack.write(buffer[:got])
+                    done += got
+                    progress(got)
+            if done != size:
+                raise ArtifactError(f"{path} changed while it was read: {size} bytes before, {done} read")
+            pack.write(bytes(-size % tarfile.BLOCKSIZE))
+            digests[path.name] = digest.hexdigest()
+        pack.write(bytes(2 * tarfile.BLOCKSIZE))
     return digests
 
 
