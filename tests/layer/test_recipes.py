@@ -89,7 +89,8 @@ def test_agent_runs_from_byte_code_alone(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("0.1.0\n", 0), done.stderr
-    assert sum(path.stat().st_size for path in folder.rglob("*.pyc")) < 640 << 10
+    # A budget to notice growth by, not the goal (400 KiB): 598 KiB before pause hooks, which added 53.
+    assert sum(path.stat().st_size for path in folder.rglob("*.pyc")) < 672 << 10
 
 
 def test_agent_packages(tmp_path: Path) -> None:
