@@ -302,7 +302,7 @@ def _run(
     ] = REPOSITORY / "build" / "demo",
 ) -> None:
     """Show an A/B update with state scripts and a pause on a virtual board, and how failures end."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     started = time.monotonic()
     demo = Demo(folder, presses_itself=yes, port=port, console=console)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
