@@ -185,7 +185,7 @@ class Demo:
         if keep and self._server is not None and self._board is not None:
             board = self._short(self.board.directory)
             self.say(f"server and board stay up: {self._server.url}")
-            self.say(f"a shell on the board:  scripts/ota board shell --dir {board}")
+            self.say(f"the board's console:   scripts/ota board console --dir {board}   (Ctrl-] leaves)")
             self.say(f"switch it off:         scripts/ota board power-cut --dir {board}")
             self.say(f"end the server:        kill {self._server.pid}")
             return
