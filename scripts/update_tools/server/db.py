@@ -1,38 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables, and a database that keeps what it acknowledged.
+"""The tables: devices and their keys, artifacts, deployments and what happened in them.
 
-SQLite in WAL mode: readers never wait for the writer. `synchronous=FULL` because a device that got a 204
-will not send its report again, so the report must survive a power cut of the server too.
+One schema for SQLite and PostgreSQL. account_tables.py has those for people.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    DateTime,
-    ForeignKey,
-    Index,
-    String,
-    Text,
-    UniqueConstraint,
-    create_engine,
-    event,
-)
-from sqlalchemy.engine import Dialect, Engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
-
-MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def now() -> datetime:
@@ -87,15 +69,14 @@ class Device(Base):
     tier: Mapped[str] = mapped_column(String(32), default="")
     device_type: Mapped[str] = mapped_column(Text, default="")
     artifact_name: Mapped[str] = mapped_column(Text, default="")
+    group_name: Mapped[str] = mapped_column(Text, default="", index=True)
     inventory: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     inventory_at: Mapped[datetime | None] = mapped_column(Moment)
-    keys: Mapped[list[DeviceKey]] = relationship(back_populates="device", order_by="DeviceKey.created_at")
-
-    @property
-    def status(self) -> str:
-        """accepted, pending or rejected: the best word any of its keys has."""
-        words = {key.status for key in self.keys}
-        return next((word for word in ("accepted", "pending", "rejected") if word in words), "pending")
+    # accepted, pending, preauthorized, rejected or decommissioned; auth.py keeps it in step with the keys
+    status: Mapped[str] = mapped_column(String(16), default="pending", index=True)
+    keys: Mapped[list[DeviceKey]] = relationship(
+        back_populates="device", order_by="DeviceKey.created_at", cascade="all, delete-orphan"
+    )
 
 
 class DeviceKey(Base):
@@ -131,7 +112,12 @@ class Artifact(Base):
 
 
 class Deployment(Base):
-    """An artifact name on its way to a set of devices."""
+    """An artifact name on its way to a set of devices.
+
+    `rules` are the gates and limits (rollout.Rules), `gate_states` what became of the gates. While `held_at`
+    is set nobody new gets it; `held_waived` failures were accepted by a person. `map_version` counts changes
+    of the control map and of decisions for single devices.
+    """
 
     __tablename__ = "deployments"
 
@@ -143,17 +129,34 @@ class Deployment(Base):
     created_at: Mapped[datetime] = mapped_column(Moment, default=now, index=True)
     finished_at: Mapped[datetime | None] = mapped_column(Moment, index=True)
     is_aborted: Mapped[bool] = mapped_column(default=False)
+    created_by: Mapped[str] = mapped_column(Text, default="")
+    start_at: Mapped[datetime | None] = mapped_column(Moment)
+    retries: Mapped[int] = mapped_column(default=0)
+    phases: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    targets: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    rules: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    gate_states: Mapped[dict[str, str] | None] = mapped_column(Json)
+    held_at: Mapped[datetime | None] = mapped_column(Moment)
+    held_why: Mapped[str] = mapped_column(Text, default="")
+    held_waived: Mapped[int] = mapped_column(default=0)
+    map_version: Mapped[int] = mapped_column(default=1)
     parts: Mapped[list[Part]] = relationship(back_populates="deployment", order_by="Part.device_id")
 
 
 class Part(Base):
-    """One device's part in one deployment."""
+    """One device's part in one deployment.
+
+    `started_at` is the first hand-out, `handed_out_at` that of the present attempt. `decisions` (point ->
+    action) count before the deployment's map; `map_version` is their version, `map_taken` the version that
+    the device has fetched. `stage` is rollout.STAGES' number, because "installing" is said twice.
+    """
 
     __tablename__ = "deployment_devices"
     __table_args__ = (
         UniqueConstraint("deployment_id", "device_id"),
         Index("ix_deployment_devices_open", "device_id", "finished_at"),
         Index("ix_deployment_devices_left", "deployment_id", "finished_at"),
+        Index("ix_deployment_devices_status", "deployment_id", "status", "stage"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -168,6 +171,21 @@ class Part(Base):
     finished_at: Mapped[datetime | None] = mapped_column(Moment)
     log: Mapped[list[dict[str, Any]] | None] = mapped_column(Json, deferred=True)
     log_at: Mapped[datetime | None] = mapped_column(Moment)
+    log_attempt: Mapped[int] = mapped_column(default=0)
+    phase: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[datetime | None] = mapped_column(Moment)
+    handed_out_at: Mapped[datetime | None] = mapped_column(Moment)
+    attempt: Mapped[int] = mapped_column(default=1)
+    stage: Mapped[int] = mapped_column(default=0)
+    decisions: Mapped[dict[str, str] | None] = mapped_column(Json)
+    map_version: Mapped[int] = mapped_column(default=0)
+    map_taken: Mapped[int] = mapped_column(default=0)
+    map_taken_at: Mapped[datetime | None] = mapped_column(Moment)
+    progress_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    script: Mapped[str] = mapped_column(Text, default="")
+    progress_at: Mapped[datetime | None] = mapped_column(Moment)
+    vanished_at: Mapped[datetime | None] = mapped_column(Moment)
     deployment: Mapped[Deployment] = relationship(back_populates="parts")
     device: Mapped[Device] = relationship()
     artifact: Mapped[Artifact | None] = relationship()
@@ -176,7 +194,7 @@ class Part(Base):
 class Event(Base):
     """What happened and when: a device's report, a hand-out, a person's decision. Never changed afterwards.
 
-    `device_id` is empty for what concerns the whole deployment.
+    `device_id` is empty for what concerns the whole deployment; `who` names the person who decided.
     """
 
     __tablename__ = "events"
@@ -187,63 +205,36 @@ class Event(Base):
     device_id: Mapped[str | None] = mapped_column(ForeignKey("devices.id", ondelete="CASCADE"))
     at: Mapped[datetime] = mapped_column(Moment, default=now)
     source: Mapped[str] = mapped_column(String(16))  # device, server, operator
+    who: Mapped[str] = mapped_column(Text, default="")
     word: Mapped[str] = mapped_column(String(48))
     text: Mapped[str] = mapped_column(Text, default="")
+    actor: Mapped[str] = mapped_column(Text, default="")  # the person's or token's name, for source operator
 
 
-class Database:
-    """Sessions on one SQLite file. `read()` sees a snapshot; `write()` is alone from its start."""
+class Upload(Base):
+    """An upload that is not an artifact yet. Its bytes are in the store under the same id.
 
-    def __init__(self, path: Path) -> None:
-        self.engine: Engine = create_engine(
-            f"sqlite:///{path}",
-            connect_args={"timeout": 30.0},
-            pool_size=48,  # more than the web framework has threads: nobody waits for a connection
-        )
-        event.listen(self.engine, "connect", _on_connect)
-        event.listen(self.engine, "begin", _on_begin)
-        self._readers = sessionmaker(self.engine, expire_on_commit=False)
-        self._writers = sessionmaker(
-            self.engine.execution_options(is_writer=True), expire_on_commit=False, autoflush=True
-        )
+    `offset_bytes` of them are on the medium; whatever lies behind was never acknowledged.
+    """
 
-    def upgrade(self) -> None:
-        """Bring the tables to this version, in one transaction: killed in between, it is as before."""
-        from alembic import command
-        from alembic.config import Config
+    __tablename__ = "uploads"
 
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        with self.engine.execution_options(is_writer=True).begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-
-    @contextmanager
-    def read(self) -> Iterator[Session]:
-        """A session for looking only."""
-        with self._readers() as session:
-            yield session
-
-    @contextmanager
-    def write(self) -> Iterator[Session]:
-        """A session that is committed at the end, or rolled back on an exception."""
-        with self._writers() as session, session.begin():
-            yield session
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self.engine.dispose()
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    is_resumable: Mapped[bool]
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    offset_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    sha256: Mapped[str] = mapped_column(String(64), default="")  # as announced; empty if it was not
+    description: Mapped[str] = mapped_column(Text, default="")
+    actor: Mapped[str] = mapped_column(Text, default="")
+    store_state: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)  # what the store needs to go on
+    created_at: Mapped[datetime] = mapped_column(Moment, default=now)
+    touched_at: Mapped[datetime] = mapped_column(Moment, default=now, index=True)
 
 
-def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
-    # The sqlite3 module would begin transactions at the first write only; _on_begin says BEGIN instead.
-    connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+class Secret(Base):
+    """A key that all processes of one server share. The data folder has it where there is only one process."""
 
+    __tablename__ = "server_secrets"
 
-def _on_begin(connection: Connection) -> None:
-    # A writer takes the lock at once: a transaction that begins by reading cannot be upgraded to writing
-    # when another has written meanwhile (SQLITE_BUSY without waiting).
-    is_writer = connection.get_execution_options().get("is_writer")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
