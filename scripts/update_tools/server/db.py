@@ -194,7 +194,7 @@ class Part(Base):
 class Event(Base):
     """What happened and when: a device's report, a hand-out, a person's decision. Never changed afterwards.
 
-    `device_id` is empty for what concerns the whole deployment; `who` names the person who decided.
+    `device_id` is empty for what concerns the whole deployment; `actor` is the person or token behind a decision.
     """
 
     __tablename__ = "events"
@@ -205,10 +205,9 @@ class Event(Base):
     device_id: Mapped[str | None] = mapped_column(ForeignKey("devices.id", ondelete="CASCADE"))
     at: Mapped[datetime] = mapped_column(Moment, default=now)
     source: Mapped[str] = mapped_column(String(16))  # device, server, operator
-    who: Mapped[str] = mapped_column(Text, default="")
     word: Mapped[str] = mapped_column(String(48))
     text: Mapped[str] = mapped_column(Text, default="")
-    actor: Mapped[str] = mapped_column(Text, default="")  # the person's or token's name, for source operator
+    actor: Mapped[str] = mapped_column(Text, default="")
 
 
 class Upload(Base):

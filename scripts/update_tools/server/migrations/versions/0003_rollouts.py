@@ -4,8 +4,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
@@ -41,7 +41,6 @@ NEW = {
         sa.Column("progress_at", sa.DateTime(), nullable=True),
         sa.Column("vanished_at", sa.DateTime(), nullable=True),
     ),
-    "events": (sa.Column("who", sa.Text(), nullable=False, server_default=""),),
 }
 # What a status says about the stage; "installing" before the commit cannot be told from it.
 STAGES = {
