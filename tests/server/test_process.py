@@ -20,7 +20,8 @@ from tests.server.fake_device import FakeDevice
 
 from update_agent.errors import UpdateError
 from update_tools.server.client import Management
-from update_tools.server.db import Base, Database, Json, Moment
+from update_tools.server.database import Database
+from update_tools.server.db import Base, Json, Moment
 from update_tools.server.run import start
 
 
@@ -65,7 +66,7 @@ def test_the_key_is_private(tmp_path: Path) -> None:
 
 
 def test_migrations_make_the_tables_of_this_version(tmp_path: Path) -> None:
-    db = Database(tmp_path / "server.db")
+    db = Database.at(tmp_path / "server.db")
     db.upgrade()
     db.upgrade()
     with db.engine.connect() as connection:

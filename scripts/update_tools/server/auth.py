@@ -23,6 +23,7 @@ from update_tools.server.tokens import Signer
 
 TOKEN_LIFETIME_S = 7 * 24 * 3600
 MAX_WAITING = 10_000  # devices nobody decided about; anyone who reaches the server can add one
+STATUSES = ("accepted", "preauthorized", "pending", "rejected")  # the best first
 RSA_BITS = (2048, 8192)  # below is weak, above costs an unknown caller our time
 
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
@@ -90,8 +91,9 @@ def authorize(session: Session, request: AuthRequest, *, auto_accept: bool) -> D
             session.delete(old)
         key = DeviceKey(id=new_id(), public_key=request.public_key, kind=request.kind, status="pending")
         device.keys.append(key)
-    if auto_accept and key.status == "pending":
+    if key.status == "preauthorized" or (auto_accept and key.status == "pending"):
         _accept(key)
+    _set_status(device)
     session.flush()
     return key
 
@@ -107,6 +109,7 @@ def decide(session: Session, key_id: str, status: str) -> DeviceKey:
         key.status = "rejected"
     else:
         raise Conflict(f"a key can be accepted or rejected, not {status!r}", status=400)
+    _set_status(key.device)
     return key
 
 
@@ -147,6 +150,12 @@ def _accept(key: DeviceKey) -> None:
         if other.status == "accepted":
             other.status = "pending"  # not rejected: a bench board comes back with it after a reset
     key.status = "accepted"
+
+
+def _set_status(device: Device) -> None:
+    """The best word any of its keys has."""
+    words = {key.status for key in device.keys}
+    device.status = next((word for word in STATUSES if word in words), "pending")
 
 
 def _normal_identity(text: str) -> str:

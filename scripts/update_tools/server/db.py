@@ -194,7 +194,7 @@ class Part(Base):
 class Event(Base):
     """What happened and when: a device's report, a hand-out, a person's decision. Never changed afterwards.
 
-    `device_id` is empty for what concerns the whole deployment; `actor` is the person or token behind a decision.
+    `device_id` is empty for what concerns the whole deployment; `actor` is who decided, if a person did.
     """
 
     __tablename__ = "events"
@@ -231,7 +231,7 @@ class Upload(Base):
 
 
 class Secret(Base):
-    """A key that all processes of one server share. The data folder has it where there is only one process."""
+    """A key that all processes of one server share; with a single process the data folder has it."""
 
     __tablename__ = "server_secrets"
 

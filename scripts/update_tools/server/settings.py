@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from sqlalchemy import select
 
 from update_agent.errors import UpdateError
-from update_tools.server.db import Artifact, Database
+from update_tools.server.database import Database
+from update_tools.server.db import Artifact
 from update_tools.server.faults import Forbidden
 from update_tools.server.tokens import Signer
 
@@ -44,7 +45,7 @@ class House:
         for folder in (settings.data, self.artifacts, self.incoming):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(settings.data / "server.lock")
-        self.db = Database(settings.data / "server.db")
+        self.db = Database.at(settings.data / "server.db")
         self.db.upgrade()
         self.signer = Signer.load(settings.data / "server.key")
         self._sweep()

@@ -3,6 +3,7 @@
 
 from alembic import context
 
+from update_tools.server import account_tables  # noqa: F401  its tables belong to Base
 from update_tools.server.db import Base
 
 context.configure(
