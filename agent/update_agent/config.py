@@ -199,6 +199,10 @@ class Config:
         """Sets name and provides on the first start."""
         return os.path.join(self.datastore, "bootstrap.mender")
 
+    def artifact_info(self) -> str:
+        """Names the image, for client 3 (`artifact_name=NAME`)."""
+        return os.path.join(self.conf_dir, "artifact_info")
+
     def device_type(self) -> str:
         """The device type. Raises ConfigError unless its file holds exactly one `device_type=NAME` line."""
         path = self.device_type_file_set or os.path.join(self.datastore, "device_type")

@@ -299,22 +299,35 @@ def result_text(flags: set[str]) -> list[str]:
 def bootstrap(context: Context) -> None:
     """On the very first start, take name and provides from the bootstrap artifact (config.md section 7).
 
-    Without a usable one the artifact name becomes `unknown`. The file is deleted in all cases.
-    Raises UpdateError when there is one that cannot be installed.
+    Without one the name is that of `artifact_info`, which images of client 3 have, else `unknown`. The file
+    is deleted in all cases. Raises UpdateError when it cannot be installed; the name is `unknown` then.
     """
     if context.store.get("artifact-name") is not None:
         return
     path = context.config.bootstrap_artifact()
+    name = "unknown"
     try:
-        if os.path.exists(path):
+        if not os.path.exists(path):
+            name = _named_by_image(context.config.artifact_info()) or name
+        else:
             machine = Standalone(context, verify=False)
             if machine.install(path) != DONE:
                 raise ConfigError(f"cannot install the bootstrap artifact {path}: {machine.update.cause}")
     finally:
         if context.store.get("artifact-name") is None:
-            context.store.write({"artifact-name": "unknown"})
+            context.store.write({"artifact-name": name})
         if os.path.exists(path):
             os.unlink(path)
+
+
+def _named_by_image(path: str) -> str:
+    """The value of the line `artifact_name=NAME`; empty if there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            pairs = [line.strip().partition("=") for line in file.read(4096).splitlines()]
+    except OSError:
+        return ""
+    return "".join([value for key, _, value in pairs if key == "artifact_name"][:1])
 
 
 class ProgressBar:

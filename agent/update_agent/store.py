@@ -110,22 +110,45 @@ class Store:
         """Load the values. Damage is logged and answered with the previous file, else with no values."""
         self.path = os.path.join(directory, "update-agent.json")
         self._lock_path = os.path.join(directory, "update-agent.lock")
+        self._former = os.path.join(directory, "mender-store")
         self._log = log
         self._lock_fd = -1
         self._values: dict[str, str] = {}
         self.reload()
 
     def reload(self) -> None:
-        """Read the file again (another process may have written it)."""
+        """Read the file again (another process may have written it).
+
+        Where another client kept its state, what that did since we looked is taken over, and written down.
+        """
         self._values = {}
         for path in (self.path, f"{self.path}.previous"):
             try:
                 self._values = _decode(path)
-                return
+                break
             except FileNotFoundError:
                 continue
             except StoreError as error:
                 self._log.error(f"Cannot use the saved state: {error}")
+        if os.path.exists(self._former):
+            self._take_over()
+
+    def _take_over(self) -> None:
+        from update_agent import mender_store
+
+        try:
+            values = mender_store.read(self._former, self.get(mender_store.TRANSACTION))
+        except StoreError as error:
+            self._log.error(str(error))
+            return
+        if values is None:
+            return
+        self._log.info(f"Taking over what another client saved in {self._former}")
+        try:
+            self.write({**dict.fromkeys(self._values), **values})
+        except StoreError as error:
+            self._log.error(str(error))
+            self._values = values
 
     def lock(self) -> None:
         """Claim the store for this process until it ends. Raises BusyError when another one has it."""

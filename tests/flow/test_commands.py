@@ -102,6 +102,14 @@ def test_without_a_bootstrap_artifact_the_name_is_unknown(lab: Lab) -> None:
     assert lab.saved("artifact-name") == "unknown"
 
 
+def test_without_a_bootstrap_artifact_the_image_may_name_itself(lab: Lab) -> None:
+    Store(lab.store_dir, Log(level="error")).write({"artifact-name": None})
+    with open(lab.path("conf/artifact_info"), "w", encoding="utf-8") as file:
+        file.write("# of client 3\nartifact_name=release-1\nartifact_group=x\n")
+    assert run(lab, "show-artifact").stdout == "release-1\n"
+    assert lab.saved("artifact-name") == "release-1"
+
+
 def test_a_bootstrap_artifact_names_what_is_installed_once() -> None:
     with Lab({**GIVEN, "empty_payload": True}) as lab:
         lab.furnish()
