@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 
 from update_agent.errors import ControlError
-from update_agent.states import POINTS
+from update_agent.states import POINTS, WIRE_POINTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     Mark = tuple[dict[tuple[str, int], "Entry"], bool]
 
@@ -59,13 +59,13 @@ class Map:
         return _document(self, {})
 
 
-def parse(text: str | bytes) -> Map:
-    """The map in JSON text, as it comes over D-Bus or from a shell.
+def parse(text: str | bytes, points: Sequence[str] = WIRE_POINTS) -> Map:
+    """The map in JSON text, as it comes over D-Bus or from a shell. It may decide at these points.
 
     Raises ControlError that names the key. Stricter than the reference about what could be read in two ways:
     trailing data, a key given twice, `null` in place of a map.
     """
-    return parse_value(_loads(text))
+    return _map(_loads(text), points)
 
 
 def parse_value(value: object) -> Map:
@@ -73,7 +73,7 @@ def parse_value(value: object) -> Map:
 
     `None` is refused: in a server's reply it means that there is no map, which is for the caller to know.
     """
-    return _map(value, keep_defaults=False)
+    return _map(value, WIRE_POINTS)
 
 
 class Entry:
@@ -232,6 +232,10 @@ class Pool:
         """True if the server must be asked before evaluating; an expired map counts too."""
         return any(map_id == deployment_id for map_id, _ in self._entries)
 
+    def speaks_at(self, point: str) -> bool:
+        """True if any map says something at a point."""
+        return any(point in entry.actions for entry in self._entries.values())
+
     def pause_timer(self, now: float, deployment_id: str, poll_s: float) -> Wake:
         """The longest wait of a pause (control-map.md section 4 D), were nothing to change or expire."""
         active = [entry for entry in self._entries.values() if not entry.is_expired(now)]
@@ -325,7 +329,7 @@ class Pool:
             if not isinstance(maps, list | None):
                 raise ControlError(f"saved control maps: {name} is {_show(maps)}, must be a list")
             for value in maps or ():
-                content = _map(value, keep_defaults=True)
+                content = _map(value, POINTS, keep_defaults=True)
                 seconds = _INFINITE if content.id == COMMAND_ID else lifetime_s
                 entry = Entry(content, now + seconds, now + seconds / 2)
                 pool._entries[content.id, content.priority] = entry
@@ -373,7 +377,7 @@ def _constant(word: str) -> object:
     raise ControlError(f"control map: {word} is not JSON")
 
 
-def _map(value: object, *, keep_defaults: bool) -> Map:
+def _map(value: object, points: Sequence[str], *, keep_defaults: bool = False) -> Map:
     fields = _fields(value, "", _MAP_FIELDS)
     map_id = fields.get("id")
     if not isinstance(map_id, str) or not _is_uuid(map_id):
@@ -393,16 +397,18 @@ def _map(value: object, *, keep_defaults: bool) -> Map:
         states = {}
     if not isinstance(states, dict):
         raise ControlError(f"control map: states is {_show(states)}, must be an object")
-    return Map(map_id, priority, dict(_states(states, keep_defaults=keep_defaults)))
+    return Map(map_id, priority, dict(_states(states, points, keep_defaults)))
 
 
-def _states(states: dict[str, object], *, keep_defaults: bool) -> Iterable[tuple[str, State]]:
+def _states(
+    states: dict[str, object], points: Sequence[str], keep_defaults: bool
+) -> Iterable[tuple[str, State]]:
     for point, value in states.items():
-        if point not in POINTS:
-            near = [name for name in POINTS if name.lower() == point.lower()]
+        if point not in points:
+            near = [name for name in points if name.lower() == point.lower()]
             raise ControlError(
                 f"control map: states.{_show(point)} is not a control point",
-                hint=f"write {near[0]}" if near else "there are " + ", ".join(POINTS),
+                hint=f"write {near[0]}" if near else "there are " + ", ".join(points),
             )
         where = f"states.{point}"
         fields = _fields({} if value is None else value, where, _STATE_FIELDS)

@@ -8,7 +8,7 @@ One JSON object a line each way. Requests are `{"verb": VERB, ...}`; the reply t
 |----------|--------------------|--------------------------------------------------------------------|
 | status   | follow (optional)  | the document of `status.status`; `follow`: again after each change |
 | maps     |                    | the list of `Decisions.maps`                                       |
-| set-map  | map: JSON text     | seconds after which to send the map again                          |
+| set-map  | map: JSON text     | seconds after which to send the map again; all POINTS may be in it |
 | pause    | points             | the points                                                         |
 | continue | point (optional)   | the points                                                         |
 | fail     | point (optional)   | the points                                                         |
@@ -24,6 +24,7 @@ import socket
 import struct
 
 from update_agent.errors import ConfigError, ControlError, UpdateError
+from update_agent.states import POINTS
 from update_agent.status import status
 
 TYPE_CHECKING = False
@@ -146,7 +147,7 @@ class ControlSocket:
         if verb == "maps":
             return decisions.maps()
         if verb == "set-map":
-            return decisions.set_map(_text(request, "map"))
+            return decisions.set_map(_text(request, "map"), POINTS)
         if verb == "pause":
             points = request.get("points")
             if not isinstance(points, list) or not all(isinstance(point, str) for point in points):

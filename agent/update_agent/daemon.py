@@ -22,6 +22,7 @@ from update_agent.update import Update, commit, from_text, installed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from update_agent.hooks import Holds
     from update_agent.loop import Signals
@@ -188,10 +189,12 @@ class Daemon(Machine):
         self.inventory_timer.failed(time.monotonic(), reply.retry_after_s)
         return "fail"
 
+    def _next_deployment(self) -> Reply:
+        return self.remote.poll({**installed(self.store), "device_type": self.config.device_type()})
+
     def _poll(self) -> str:
         self.store.reload()  # a command may have installed something meanwhile
-        provides = {**installed(self.store), "device_type": self.config.device_type()}
-        reply = self.remote.poll(provides)
+        reply = self._next_deployment()
         if reply.kind not in {"ok", "nothing"}:
             self.log.error(f"No answer to the deployment poll: {reply.reason}")
             self.poll_timer.failed(time.monotonic(), reply.retry_after_s)
@@ -206,23 +209,27 @@ class Daemon(Machine):
     def _take_on(self, deployment: object) -> str:
         """Begin the deployment that the server handed out (validated by `server`)."""
         assert isinstance(deployment, dict)
-        source = deployment["artifact"]["source"]
         self._claim_store(wait=False)
-        self.update = Update(deployment["id"], source["uri"])
-        self.update.expire = source.get("expire") or ""
+        self.update = Update(deployment["id"])
         self.update.artifact_name = deployment["artifact"].get("artifact_name") or ""
         self.outcome = Outcome()
         self.done_bytes = self.size_bytes = 0
         self.log.open_deployment(self.config.update_log_path, self.update.id)
         self.log.info(f"Deployment {self.update.id}: {self.update.artifact_name}")
         try:
-            document = deployment.get("update_control_map")
-            content = None if document is None else control.parse_value(document)
-            self.pool.set_server(content, self.update.id, time.monotonic())
+            self._take_over(deployment)
         except ControlError as error:
             return self._refuse(f"the server's control map is refused: {error}")
-        self.save_pool()
         return "ok"
+
+    def _take_over(self, deployment: dict[str, Any]) -> None:
+        """Link and control map as the server hands them out now. Raises ControlError."""
+        source = deployment["artifact"]["source"]
+        self.update.uri, self.update.expire = source["uri"], source.get("expire") or ""
+        document = deployment.get("update_control_map")
+        content = None if document is None else control.parse_value(document)
+        self.pool.set_server(content, self.update.id, time.monotonic())
+        self.save_pool()
 
     def _refuse(self, reason: str) -> str:
         """End a deployment that must not start: report, upload the log, as if there had been none."""
@@ -279,6 +286,27 @@ class Daemon(Machine):
             self.log.info(f"Downloaded {done_bytes} of {size_bytes} bytes")
         self.done_bytes, self.size_bytes = done_bytes, size_bytes
         self.announce()
+
+    def do_renew_link(self, _step: Step) -> str:
+        """A link may expire during a pause: ask for the deployment again, which brings a fresh one.
+
+        A server that cannot be reached for long is not the end: the download tries again with the old link.
+        """
+        waits = self.unhurried(self.config.retry_poll_interval_s)
+        while True:
+            reply = self._next_deployment()
+            if reply.kind == "ok" and isinstance(reply.value, dict) and reply.value["id"] == self.update.id:
+                self._take_over(reply.value)
+                return "ok"
+            if reply.kind in {"ok", "nothing"}:
+                self.failed("the server does not offer the deployment any more after the pause")
+                return "fail"
+            delay_s = reply.retry_after_s if reply.retry_after_s is not None else next(waits, None)
+            if delay_s is None:
+                self.log.warning(f"No fresh link to the artifact, going on with the old one: {reply.reason}")
+                return "ok"
+            self.log.warning(f"No fresh link to the artifact, again in {delay_s:.0f} s: {reply.reason}")
+            self.context.loop.wait((), time.monotonic() + delay_s)
 
     def do_rollback_not_needed(self, _step: Step) -> str:
         """A failed download left nothing to undo."""

@@ -16,11 +16,11 @@ import time
 from update_agent import control
 from update_agent.control import COMMAND_ID, PRIORITY_MAX
 from update_agent.errors import ControlError, IdleError, StoreError
-from update_agent.states import POINTS, points_ahead
+from update_agent.states import POINTS, WIRE_POINTS, points_ahead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from update_agent.daemon import Daemon
 
@@ -42,8 +42,10 @@ class Decisions:
 
     # Maps of applications
 
-    def set_map(self, text: str) -> int:
+    def set_map(self, text: str, points: Sequence[str] = WIRE_POINTS) -> int:
         """Take a map as JSON text: set, replace, or delete when it has no states (control-map.md section 2).
+
+        It may decide at these `points`.
 
         Returns the seconds after which the sender should send it again. Raises ControlError for a map that is
         not valid, StoreError for one that cannot be saved.
@@ -51,7 +53,7 @@ class Decisions:
         log = self._daemon.log
         log.info(f"Control map received: {_one_line(text)}")
         try:
-            content = control.parse(text)
+            content = control.parse(text, points)
             if content.id == COMMAND_ID:
                 raise ControlError(f"control map: id {COMMAND_ID} is the agent's own, for commands")
             self._set(content)

@@ -7,7 +7,7 @@ other off. One JSON object each:
 
 | key      | value                                                                                        |
 |----------|----------------------------------------------------------------------------------------------|
-| point    | where it holds: ArtifactInstall_Enter, ArtifactReboot_Enter or ArtifactCommit_Enter          |
+| point    | where it holds: one of `states.POINTS`                                                       |
 | when     | "always"                                                                                     |
 |          | {"outside": CALENDAR, "lasting_s": N}: outside of the maintenance window (`windows`)         |
 |          | {"program": PATH, "interval_s": N}: its exit code 0 go on, 1 fail, 21 keep waiting; asked    |
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from update_agent.loop import Wait
 
 BROKEN_LIMIT_S = 86400
+BROKEN_POINT = "ArtifactInstall_Enter"
 PROGRAM_LIMIT_S = 30  # of one run: a person's decision must not have to wait for long
 KEEP_WAITING = 21
 _AT_LIMIT = ("continue", "fail")
@@ -176,9 +177,9 @@ def read(path: str) -> Hook:
 def _broken(path: str, fault: str, text: bytes) -> Hook:
     try:
         document = json.loads(text)
-        point = document["point"] if document["point"] in POINTS else POINTS[0]
+        point = document["point"] if document["point"] in POINTS else BROKEN_POINT
     except (ValueError, RecursionError, TypeError, KeyError):
-        point = POINTS[0]
+        point = BROKEN_POINT
     hook = Hook(path, point, "broken")
     hook.fault = fault
     hook.limit_s, hook.at_limit = BROKEN_LIMIT_S, "continue"

@@ -3,6 +3,10 @@
 
 Control maps (`control.Pool`) and pause hooks (`hooks.Holds`) vote alike: fail beats pause beats continue.
 Only a person's command to go on, which is a map of its own, overrules the hooks.
+
+The server knows nothing of local points (`states.WIRE_POINTS` has the others): it is not asked for its map
+there, and hears of a pause as the status of the state, with the point as substate. That is repeated at the
+interval at which a map would be asked for, so that an abort is noticed.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import time
 
 from update_agent import control, hooks
 from update_agent.errors import ControlError, StoreError
+from update_agent.states import WIRE_POINTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
 HOOKS_KEY = "pause-hooks"  # in the store: the time left of the hooks' limits at a point
 _SAVE_S = 600  # of a limit's time a power cut may bring back so much; each save is a write to flash
+_REPORT_S = 60  # between two reports of one pause, at least
 
 
 class ControlPoint:
@@ -31,11 +37,12 @@ class ControlPoint:
         self._daemon = daemon
         self._step = step
         self._point = step.work.subject
+        self._is_local = self._point not in WIRE_POINTS
         self._resumed = resumed  # from before a restart
         self._paused = False  # in this process
         self._is_lasting = daemon.config.pause_survives_restart
         self._decision = control.Decision("continue")  # of the maps
-        self._save_at = float("inf")
+        self._save_at = self._report_at = float("inf")
         found = [hook for hook in hooks.load(daemon.config.hook_dirs()) if hook.point == self._point]
         self._holds = hooks.Holds(found, self._ask, self._left_before(), time.monotonic())
         for hook in found:
@@ -43,14 +50,17 @@ class ControlPoint:
                 daemon.log.warning(f"A pause hook is broken and holds the update: {hook.fault}")
 
     def decide(self) -> str:
-        """Return the event: go, booted, or fail. Raises ControlError when told to fail."""
+        """Return the event: go, waited, booted, or fail. Raises ControlError when told to fail."""
         daemon, point = self._daemon, self._point
-        if self._resumed and self._is_lasting and daemon.payload.rebooted(point):
+        if self._is_local and not (self._resumed or self._holds.votes or daemon.pool.speaks_at(point)):
+            return "go"  # nobody has anything to say
+        keeps = self._is_lasting and bool(daemon.update.payload_type)
+        if self._resumed and keeps and daemon.payload.rebooted(point):
             daemon.log.info(f"The new system was booted during the pause at {point}")
             return "booted"
-        if self._resumed and self._is_lasting:
+        if self._resumed and keeps:
             daemon.payload.hold(point)  # before the server is asked: the next power cut may come meanwhile
-        then = "refresh" if daemon.pool.has_deployment_map(daemon.update.id) else "evaluate"
+        then = "refresh" if daemon.pool.has_deployment_map(self._map_id) else "evaluate"
         while True:
             if then == "refresh":
                 reason = self._refresh()
@@ -70,15 +80,35 @@ class ControlPoint:
             if action == "fail":
                 raise ControlError(f"told to fail{names}")
             if action == "continue":
-                if self._is_lasting and (self._paused or self._resumed):
-                    daemon.payload.release(point)
-                return "go"
+                return self._go_on()
             self._save_left()
             if not self._paused:
                 self._paused = True
-                if self._begin_pause() == "aborted":
+                self._hold()
+                if self._report() == "aborted":
                     return "fail"
             then = self._wait()
+            if then == "aborted":
+                return "fail"
+
+    @property
+    def _map_id(self) -> str:
+        """The deployment whose map the server is asked for here; none at a local point."""
+        return "" if self._is_local else self._daemon.update.id
+
+    def _go_on(self) -> str:
+        """Leave the point, and what a pause had changed as it was."""
+        daemon, step = self._daemon, self._step
+        if not (self._paused or self._resumed):
+            return "go"
+        if self._is_lasting:
+            if step.save_mid:
+                daemon.write_state(step.save_mid, counted=False)
+            if daemon.update.payload_type:
+                daemon.payload.release(self._point)
+        if self._is_local and self._report(ended=True) == "aborted":
+            return "fail"
+        return "waited" if "waited" in step.edges else "go"
 
     def _together(self) -> str:
         """What maps and hooks say together."""
@@ -103,20 +133,31 @@ class ControlPoint:
             names += [f"hook {vote.hook.name} ({vote.why})" for vote in self._holds.by(action)]
         return f" by {' and '.join(names)}" if names else ""
 
-    def _begin_pause(self) -> str:
-        """Save the pause, make it safe against a power cut, and report it once in this process."""
-        daemon, step = self._daemon, self._step
+    def _hold(self) -> None:
+        """Make the pause safe against a power cut, and save it.
+
+        In this order: what is saved as a pause is one that a cut does not change. A cut between the two falls
+        into the state before, as if it had come a moment earlier.
+        """
+        daemon = self._daemon
         if self._is_lasting:
-            # Saved first: a cut between the two resumes the pause and holds again.
-            self._save_pause(step.pause_save)
-            daemon.payload.hold(self._point)
+            if daemon.update.payload_type:
+                daemon.payload.hold(self._point)
+            self._save_pause(self._step.pause_save)
         elif self._point == "ArtifactReboot_Enter":
             self._save_pause("reboot")  # as client 3.5 does: the power cut then counts as the reboot
-        reply = daemon.remote.report(daemon.update.id, step.pause_report)
+
+    def _report(self, *, ended: bool = False) -> str:
+        """Tell the server that it waits here, or no longer; one try. Returns ok, or aborted."""
+        daemon, status, substate = self._daemon, self._step.pause_report, ""
+        if self._is_local and not ended:
+            substate = f"paused at {self._point}"
+            self._report_at = time.monotonic() + max(_REPORT_S, daemon.config.map_poll_interval_s)
+        reply = daemon.remote.report(daemon.update.id, status, substate)
         if reply.kind == "aborted":
-            return daemon.aborted(step.pause_report)
+            return daemon.aborted(status)
         if reply.kind != "ok":
-            daemon.log.warning(f"Status {step.pause_report} was not delivered: {reply.reason}")
+            daemon.log.warning(f"Status {status} was not delivered: {reply.reason}")
         return "ok"
 
     def _save_pause(self, name: str) -> None:
@@ -126,7 +167,10 @@ class ControlPoint:
             self._daemon.log.error(f"The pause will not survive a restart: {error}")
 
     def _wait(self, retry_at: float | None = None) -> str:
-        """Wait until the pause must be decided again: refresh (ask the server first), evaluate, or hooks."""
+        """Wait until the pause must be decided again: refresh (ask the server first), evaluate, or hooks.
+
+        Or until the server says that the deployment was aborted.
+        """
         daemon = self._daemon
         while True:
             now = time.monotonic()
@@ -134,6 +178,10 @@ class ControlPoint:
             daemon.wake = wake
             daemon.announce()
             if wake.at > now and daemon.context.loop.wait_for_change(wake.at):
+                continue
+            if wake.then == "report":
+                if self._report() == "aborted":
+                    return "aborted"
                 continue
             if wake.then != "hooks":
                 return wake.then
@@ -144,13 +192,15 @@ class ControlPoint:
 
     def _next_wake(self, now: float, retry_at: float | None) -> control.Wake:
         pool, config = self._daemon.pool, self._daemon.config
-        update_id, poll_s = self._daemon.update.id, config.map_poll_interval_s
+        poll_s = config.map_poll_interval_s
         if retry_at is not None or self._decision.action == "pause":
-            wake = pool.next_deadline(now, update_id, poll_s, retry_at=retry_at)
+            wake = pool.next_deadline(now, self._map_id, poll_s, retry_at=retry_at)
         else:
-            wake = pool.next_change(now, update_id, poll_s)
+            wake = pool.next_change(now, self._map_id, poll_s)
         hooks_at = min(self._holds.next_look(), self._save_at)
-        return control.Wake(hooks_at, "hooks", "hooks") if hooks_at < wake.at else wake
+        if hooks_at < wake.at:
+            wake = control.Wake(hooks_at, "hooks", "hooks")
+        return control.Wake(self._report_at, "report", "poll") if self._report_at < wake.at else wake
 
     def _refresh(self) -> str:
         """Fetch the deployment's map. Empty when the pool is up to date, else why the update must fail.

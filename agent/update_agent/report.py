@@ -25,6 +25,7 @@ _NEXT = {
     "refresh": "asks the server",
     "evaluate": "looks at the maps again",
     "hooks": "looks at the hooks again",
+    "report": "tells the server that it waits",
 }
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from update_agent.slot_writer import Source
 
 VARIABLES = ("mender_boot_part", "upgrade_available", "bootcount", "boot_failure")
+_FLIPPED = ("ArtifactInstall_Leave", "ArtifactReboot_Enter")  # installed, not booted
+_TRIED = ("ArtifactReboot_Leave", "ArtifactCommit_Enter")  # booted, not committed
 ANSWERS = {"ProvidePayloadFileSizes": "Yes", "NeedsArtifactReboot": "Automatic", "SupportsRollback": "Yes"}
 
 
@@ -131,12 +133,12 @@ class RootfsImage:
     def hold(self, point: str) -> None:
         """Let a power cut during the pause change nothing: the same system boots again, still undecided.
 
-        Raises PayloadError with the cause if the boot loader fell back during a pause before the commit.
+        Raises PayloadError with the cause if the boot loader fell back during a pause of the new system.
         """
-        if point not in {"ArtifactReboot_Enter", "ArtifactCommit_Enter"}:
+        if point not in (*_FLIPPED, *_TRIED):
             return
         environment, pair = self._state()
-        if point == "ArtifactCommit_Enter":
+        if point in _TRIED:
             self._check_pending(environment)
             if self._slots.runs_from(pair.active):
                 # The boot count is at its limit now; one more boot would fall back.
@@ -146,7 +148,7 @@ class RootfsImage:
 
     def release(self, point: str) -> None:
         """Flip again after a pause before the reboot. Nothing if the flip is (still) there."""
-        if point != "ArtifactReboot_Enter":
+        if point not in _FLIPPED:
             return
         environment, pair = self._state()
         if environment.get("upgrade_available") == "1":
@@ -162,7 +164,7 @@ class RootfsImage:
 
     def rebooted(self, point: str) -> bool:
         """Whether the system runs from the new, uncommitted partition while paused before the reboot."""
-        if point != "ArtifactReboot_Enter":
+        if point not in _FLIPPED:
             return False
         environment, pair = self._state()
         return environment.get("upgrade_available") == "1" and self._slots.runs_from(pair.active)

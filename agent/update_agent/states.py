@@ -16,31 +16,40 @@ ROOTFS, ARTIFACT = "rootfs", "artifact"  # where a state's scripts come from
 class State:
     """A state in the field's sense: what scripts and reports are named after.
 
-    `hooks` tells which scripts ever run: E enter, L leave, ! error.
+    `hooks` tells which scripts ever run: E enter, L leave, ! error. `pause` tells before which of them an
+    update can be held: E and L where the reference knows the point and maps on the wire may name it, e and l
+    where only this device does.
     """
 
-    __slots__ = ("hooks", "name", "scripts")
+    __slots__ = ("hooks", "name", "pause", "scripts")
 
-    def __init__(self, name: str, scripts: str, hooks: str) -> None:
+    def __init__(self, name: str, scripts: str, hooks: str, pause: str) -> None:
         self.name = name
         self.scripts = scripts
         self.hooks = hooks
+        self.pause = pause
 
 
+# fmt: off
 STATES = (
-    #     state                     scripts   hooks
-    State("Idle", ROOTFS, "EL"),
-    State("Sync", ROOTFS, "EL!"),
-    State("Download", ROOTFS, "EL!"),
-    State("ArtifactInstall", ARTIFACT, "EL!"),
-    State("ArtifactReboot", ARTIFACT, "EL!"),
-    State("ArtifactCommit", ARTIFACT, "EL!"),
-    State("ArtifactRollback", ARTIFACT, "EL"),
-    State("ArtifactRollbackReboot", ARTIFACT, "EL!"),
-    State("ArtifactFailure", ARTIFACT, "EL"),
+    #     state                     scripts   hooks  pause
+    State("Idle",                   ROOTFS,   "EL",  ""),
+    State("Sync",                   ROOTFS,   "EL!", ""),
+    State("Download",               ROOTFS,   "EL!", "el"),
+    State("ArtifactInstall",        ARTIFACT, "EL!", "El"),
+    State("ArtifactReboot",         ARTIFACT, "EL!", "El"),
+    State("ArtifactCommit",         ARTIFACT, "EL!", "E"),
+    State("ArtifactRollback",       ARTIFACT, "EL",  ""),
+    State("ArtifactRollbackReboot", ARTIFACT, "EL!", ""),
+    State("ArtifactFailure",        ARTIFACT, "EL",  ""),
 )
+# fmt: on
 ACTIONS = ("Enter", "Leave", "Error")
 STATE_BY_NAME = {state.name: state for state in STATES}
+_POINTS = [(f"{s.name}_{'Enter' if c in 'Ee' else 'Leave'}", c.isupper()) for s in STATES for c in s.pause]
+POINTS = tuple(point for point, _ in _POINTS)  # in the order in which an update reaches them
+# Points that a control map on the wire may name (control-map.md section 1); the others are local.
+WIRE_POINTS = tuple(point for point, on_wire in _POINTS if on_wire)
 
 
 class Work:
@@ -91,7 +100,8 @@ class Step:
     `save`: stored name, written durably before the work (`save_mid`: in the middle of it).
     `failure`: on the failure path, where an unwritable disk is logged and does not change the way.
     `quiet`: a failure does not count in the outcome. `retried`: a report that is repeated with backoff and
-    whose failure counts. `pause_save`, `pause_report`: stored name and status while paused here.
+    whose failure counts. `pause_save`, `pause_report`: stored name and status while paused here; a pause that
+    ends is stored as `save_mid`, if there is one.
     `good`, `bad`: what ok and fail add to a standalone outcome. `other`: edges of the remaining events.
     """
 
@@ -160,13 +170,16 @@ DAEMON = (
     Step("sync.inventory",         "request inventory",                   "sync.leave",             "sync.error"),
     Step("sync.poll",              "request deployment",                  "sync.leave.update",      "sync.error",            nothing="sync.leave"),
     Step("sync.leave",             "hook Sync_Leave",                     "idle.enter",             "sync.error"),
-    Step("sync.leave.update",      "hook Sync_Leave",                     "status.downloading",     "sync.error.update"),
+    Step("sync.leave.update",      "hook Sync_Leave",                     "control.download",       "sync.error.update"),
     Step("sync.error",             "hook Sync_Error",                     "idle.enter",             ALL),
     Step("sync.error.update",      "hook Sync_Error",                     "deployment.end",         ALL),
     # Download
+    Step("control.download",       "control Download_Enter",              "",                       "rollback.not_needed",   go="status.downloading", waited="download.renew", pause_save="pause-before-download", pause_report="downloading"),
+    Step("download.renew",         "do renew_link",                       "status.downloading",     "rollback.not_needed"),
     Step("status.downloading",     "report downloading",                  "download.enter",         SAME,                    aborted="cleanup"),
     Step("download.enter",         "hook Download_Enter",                 "download",               "download.error",        save="update-store"),
-    Step("download",               "download",                            "download.leave",         "download.error",        save_mid="update-store", nothing="download.leave.empty"),
+    Step("download",               "download",                            "control.download.leave", "download.error",        save_mid="update-store", nothing="download.leave.empty"),
+    Step("control.download.leave", "control Download_Leave",              "",                       "rollback.not_needed",   go="download.leave", save_mid="update-store", pause_save="pause-after-download", pause_report="downloading"),
     Step("download.leave",         "hook Download_Leave",                 "control.install",        "download.error"),
     Step("download.leave.empty",   "hook Download_Leave",                 "provides.commit",        "download.error"),
     Step("download.error",         "hook Download_Error",                 "rollback.not_needed",    ALL),
@@ -175,7 +188,8 @@ DAEMON = (
     Step("control.install",        "control ArtifactInstall_Enter",       "",                       "rollback.check",        go="status.installing", pause_save="pause-before-install", pause_report="pause_before_installing"),
     Step("status.installing",      "report installing",                   "install.enter",          SAME,                    aborted="cleanup"),
     Step("install.enter",          "hook ArtifactInstall_Enter",          "install",                "install.error",         save="update-install"),
-    Step("install",                "module ArtifactInstall",              "install.leave",          "install.error"),
+    Step("install",                "module ArtifactInstall",              "control.install.leave",  "install.error"),
+    Step("control.install.leave",  "control ArtifactInstall_Leave",       "",                       "rollback.check",        go="install.leave", save_mid="update-install", pause_save="pause-after-install", pause_report="installing"),
     Step("install.leave",          "hook ArtifactInstall_Leave",          "reboot.check",           "install.error"),
     Step("install.error",          "hook ArtifactInstall_Error",          "rollback.check",         ALL),
     # ArtifactReboot
@@ -184,7 +198,8 @@ DAEMON = (
     Step("status.rebooting",       "report rebooting",                    "reboot.enter",           SAME,                    aborted="rollback.check"),
     Step("reboot.enter",           "hook ArtifactReboot_Enter",           "reboot",                 "reboot.error",          save="reboot"),
     Step("reboot",                 "reboot ArtifactReboot",               "reboot.verify",          "reboot.error"),
-    Step("reboot.verify",          "module ArtifactVerifyReboot",         "reboot.leave",           "reboot.error",          save="after-reboot"),
+    Step("reboot.verify",          "module ArtifactVerifyReboot",         "control.reboot.leave",   "reboot.error",          save="after-reboot"),
+    Step("control.reboot.leave",   "control ArtifactReboot_Leave",        "",                       "rollback.check",        go="reboot.leave", save_mid="after-reboot", pause_save="pause-after-reboot", pause_report="rebooting"),
     Step("reboot.leave",           "hook ArtifactReboot_Leave",           "control.commit",         "reboot.error"),
     Step("reboot.error",           "hook ArtifactReboot_Error",           "rollback.check",         ALL),
     # ArtifactCommit
@@ -296,10 +311,9 @@ class Saved:
 SAVED = (
     #     stored name                 goes on at                considered
     Saved("update-store", "cleanup", ROLLED_BACK),
-    Saved("pause-before-install", "control.install", OK),  # ours: a pause survives a restart
-    Saved("pause-before-reboot", "control.reboot", OK),  # ours
+    # ours: a pause survives a restart
+    *(Saved(step.pause_save, step.name, OK) for step in DAEMON if step.work.kind == "control"),
     Saved("reboot", "reboot.verify", OK),
-    Saved("pause-before-commit", "control.commit", OK),  # ours
     Saved("update-after-commit", "commit.after", OK),  # saved again: a script that always kills is a loop
     Saved("update-after-first-commit", "commit.after", OK),  # written by 3.5
     Saved("rollback", "rollback.enter", ROLLED_BACK),
@@ -329,8 +343,6 @@ IN_STATE = {
 COMMIT_FROM = ("Before_ArtifactCommit_Enter", "ArtifactCommit_Enter")
 ROLLBACK_NOT_FROM = ("ArtifactCommit_Leave", "ArtifactFailure_Enter", "Cleanup")
 
-# Points at which a control map on the wire may pause (control-map.md section 1).
-POINTS = tuple(step.work.subject for step in DAEMON if step.work.kind == "control")
 STOP_BEFORE = tuple(
     step.work.subject.removeprefix("Before_")
     for step in STANDALONE

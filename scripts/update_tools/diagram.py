@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flow as a picture, drawn from the agent's table: `python -m update_tools.diagram README.md` renews it.
 
-The steps of a state become one node; steps between states (reports, pauses, saves) become their edges.
+The steps of a state become one node; steps between states (reports, pauses, saves) become their edges. A node
+says so itself if an update can be held before the state's Leave scripts.
 """
 
 from __future__ import annotations
@@ -80,8 +81,10 @@ def edges() -> dict[tuple[str, str], str]:
 def mermaid() -> str:
     """The picture as Mermaid text, which Git hosts render."""
     lines = ["```mermaid", "flowchart LR"]
-    names = [state.name for state in STATES] + ["Cleanup"]
-    lines += [f"    {name}" for name in names]
+    for state in STATES:
+        holds = "l" in state.pause.lower()
+        lines.append(f'    {state.name}["{state.name}<br>pause? Leave"]' if holds else f"    {state.name}")
+    lines.append("    Cleanup")
     arrows = {"ok": "-->", "fail": "-. error .->", "pause": "-- pause? -->"}
     lines += [f"    {start} {arrows[kind]} {end}" for (start, end), kind in edges().items()]
     return "\n".join([*lines, "```"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from update_agent import __version__, config
 from update_agent.log import LEVELS
 from update_agent.options import ALIAS, COMMANDS, EXIT_CODES, OPTIONS, PROGRAM, Command, Option
-from update_agent.states import POINTS, STOP_BEFORE
+from update_agent.states import POINTS, STOP_BEFORE, WIRE_POINTS
 
 AGENT = Path(__file__).parents[2] / "agent"
 DATE = "November 25, 2026"  # when texts below or the table last changed
@@ -113,7 +113,11 @@ EXAMPLES = (
     ),
     (
         "Let no update reboot the device, look who holds one, and let it go on:",
-        (f"update-agent pause {POINTS[1]}", "update-agent status", f"update-agent continue {POINTS[1]}"),
+        (
+            f"update-agent pause {WIRE_POINTS[1]}",
+            "update-agent status",
+            f"update-agent continue {WIRE_POINTS[1]}",
+        ),
     ),
 )
 

@@ -107,7 +107,7 @@ def test_the_newest_artifact_for_the_type() -> None:
 
 
 def test_points_are_the_agents() -> None:
-    assert tuple(point.name for point in rollout.POINTS) == states.POINTS
+    assert tuple(point.name for point in rollout.POINTS) == states.WIRE_POINTS
     assert rollout.BY_STATUS["pause_before_committing"].label == "paused before commit"
 
 
@@ -135,7 +135,7 @@ def test_ticked_pauses() -> None:
 
 WORDS = st.sampled_from(["continue", "force_continue", "pause", "fail", "stop", "", None])
 KEYS = st.sampled_from(["action", "Action", "on_map_expire", "on_action_executed", "wait"])
-POINT_NAMES = st.sampled_from([*states.POINTS, "Download_Enter", "artifactreboot_enter"])
+POINT_NAMES = st.sampled_from([*states.WIRE_POINTS, "Download_Enter", "artifactreboot_enter"])
 MAPS = st.dictionaries(
     st.sampled_from(["states", "States", "priority", "Priority", "other"]),
     st.one_of(

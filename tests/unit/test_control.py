@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from update_agent import control
 from update_agent.control import Pool, parse
 from update_agent.errors import ControlError
-from update_agent.states import POINTS
+from update_agent.states import WIRE_POINTS
 
 A = "01234567-89ab-cdef-0123-456789abcdef"
 B = "68711312-c913-11eb-a0ab-1ba9e86afdfd"
 D = "da32f669-e82c-455e-848b-606e0110f0a0"
-INSTALL, REBOOT, COMMIT = POINTS
+INSTALL, REBOOT, COMMIT = WIRE_POINTS
 DAY_S = 86400
 POLL_S = 1800
 
@@ -377,7 +377,7 @@ STATE = st.fixed_dictionaries(
         "on_action_executed": ACTIONS,
     },
 )
-STATES = st.dictionaries(st.sampled_from(POINTS), STATE)
+STATES = st.dictionaries(st.sampled_from(WIRE_POINTS), STATE)
 MAPS = st.fixed_dictionaries({"id": IDS, "priority": st.integers(-10, 10), "states": STATES}).map(
     control.parse_value
 )
@@ -440,7 +440,7 @@ def test_the_highest_priority_with_an_opinion_decides(votes: dict[int, str]) -> 
     assert action == {"force_continue": "continue"}.get(expected, expected)
 
 
-@given(st.lists(st.tuples(MAPS, st.integers(0, 5000))), st.lists(st.sampled_from(POINTS)))
+@given(st.lists(st.tuples(MAPS, st.integers(0, 5000))), st.lists(st.sampled_from(WIRE_POINTS)))
 def test_saving_and_loading_keeps_every_map(maps: list[tuple[control.Map, int]], points: list[str]) -> None:
     pool = Pool(3600)
     for content, at in sorted(maps, key=lambda pair: pair[1]):
@@ -451,7 +451,7 @@ def test_saving_and_loading_keeps_every_map(maps: list[tuple[control.Map, int]],
     loaded = load(text, now=7)
     assert loaded.to_store(7) == text
     assert [entry.document() for entry in loaded.entries()] == [entry.document() for entry in pool.entries()]
-    for point in POINTS:
+    for point in WIRE_POINTS:
         assert loaded.evaluate(point, 7).action == pool.evaluate(point, 5000).action
 
 

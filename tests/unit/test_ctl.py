@@ -32,14 +32,14 @@ from update_agent.machine import Context
 from update_agent.options import Usage, parse
 from update_agent.remote import Remote
 from update_agent.report import maps_text, status_text
-from update_agent.states import POINTS
+from update_agent.states import WIRE_POINTS
 from update_agent.status import status
 from update_agent.store import Store
 from update_agent.update import Update
 
 AGENT = str(Path(__file__).parents[2] / "agent")
 APP = "01234567-89ab-cdef-0123-456789abcdef"
-MAP = json.dumps({"id": APP, "states": {POINTS[0]: {"action": "pause"}}})
+MAP = json.dumps({"id": APP, "states": {WIRE_POINTS[0]: {"action": "pause"}}})
 
 
 @pytest.fixture
@@ -102,11 +102,11 @@ def client(daemon: Daemon, path: str) -> Iterator[Client]:
 def test_every_verb(client: Client) -> None:
     assert client.ask(verb="status")["result"] == status(client.daemon)
     assert client.ask(verb="set-map", map=MAP) == {"ok": True, "result": 1800}
-    assert client.ask(verb="pause", points=[POINTS[1]]) == {"ok": True, "result": [POINTS[1]]}
+    assert client.ask(verb="pause", points=[WIRE_POINTS[1]]) == {"ok": True, "result": [WIRE_POINTS[1]]}
     maps = client.ask(verb="maps")["result"]
     assert [entry["from"] for entry in maps] == ["application", "command"]
     assert maps == client.daemon.decisions.maps()
-    assert client.ask(verb="continue", point=POINTS[1]) == {"ok": True, "result": [POINTS[1]]}
+    assert client.ask(verb="continue", point=WIRE_POINTS[1]) == {"ok": True, "result": [WIRE_POINTS[1]]}
     reply = client.ask(verb="continue")
     assert (reply["ok"], reply["kind"]) == (False, "IdleError")
     assert client.ask(verb="fail")["error"] == "no update is in progress"
@@ -278,13 +278,13 @@ def run(daemon: Daemon, path: str, *words: str) -> tuple[int, str, str]:
 def test_commands_of_a_person(daemon: Daemon, path: str) -> None:
     ControlSocket(daemon, path).listen()
     assert run(daemon, path, "maps") == (0, "No control maps.\n", "")
-    code, out, _ = run(daemon, path, "pause", POINTS[0], POINTS[1])
+    code, out, _ = run(daemon, path, "pause", WIRE_POINTS[0], WIRE_POINTS[1])
     assert (code, out) == (
         0,
-        f"Updates are held at {POINTS[0]}, {POINTS[1]} until `continue` or `fail`.\n",
+        f"Updates are held at {WIRE_POINTS[0]}, {WIRE_POINTS[1]} until `continue` or `fail`.\n",
     )
     assert run(daemon, path, "maps")[1] == maps_text(daemon.decisions.maps()) + "\n"
-    assert run(daemon, path, "continue", POINTS[0])[0] == 0
+    assert run(daemon, path, "continue", WIRE_POINTS[0])[0] == 0
     assert run(daemon, path, "status")[1] == status_text(status(daemon)) + "\n"
     assert json.loads(run(daemon, path, "status", "--json")[1]) == status(daemon)
     code, out, err = run(daemon, path, "fail")
@@ -320,7 +320,7 @@ def test_the_screen_says_what_it_waits_for_who_asked_and_what_comes_at_expiry(da
     daemon.update.artifact_name = "release-2"
     daemon.done_bytes, daemon.size_bytes = 50, 200
     daemon.step, daemon.state = daemon.flow["control.install"], "ArtifactInstall"
-    daemon.pause = daemon.pool.evaluate(POINTS[0], time.monotonic())
+    daemon.pause = daemon.pool.evaluate(WIRE_POINTS[0], time.monotonic())
     daemon.wake = daemon.pool.next_deadline(time.monotonic(), daemon.update.id, 1800)
     text = status_text(status(daemon))
     for part in (
@@ -333,17 +333,17 @@ def test_the_screen_says_what_it_waits_for_who_asked_and_what_comes_at_expiry(da
     ):
         assert part in text
     assert len(text.splitlines()) < 24
-    daemon.decisions.pause([POINTS[0]])
-    daemon.pause = daemon.pool.evaluate(POINTS[0], time.monotonic())
+    daemon.decisions.pause([WIRE_POINTS[0]])
+    daemon.pause = daemon.pool.evaluate(WIRE_POINTS[0], time.monotonic())
     text = status_text(status(daemon))
     assert "Held by     a command on this device\nUntil       someone decides" in text
 
 
 def test_status_says_which_hook_holds_and_until_when(daemon: Daemon) -> None:
     documents = [
-        {"point": POINTS[1], "when": "always", "limit_s": 7200, "at_limit": "fail"},
-        {"point": POINTS[1], "when": {"outside": "02:00 UTC", "lasting_s": 60}},
-        {"point": POINTS[1], "when": {"outside": "00:00 UTC", "lasting_s": 86400}},
+        {"point": WIRE_POINTS[1], "when": "always", "limit_s": 7200, "at_limit": "fail"},
+        {"point": WIRE_POINTS[1], "when": {"outside": "02:00 UTC", "lasting_s": 60}},
+        {"point": WIRE_POINTS[1], "when": {"outside": "00:00 UTC", "lasting_s": 86400}},
     ]
     found = [hooks.parse(json.dumps(hook), f"/etc/pause.d/{n}0-x.json") for n, hook in enumerate(documents)]
     daemon.update = Update("3f1c", "https://example.com/a.mender")

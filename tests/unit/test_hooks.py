@@ -19,9 +19,9 @@ from update_agent import hooks
 from update_agent.errors import ControlError
 from update_agent.hooks import Holds, Hook
 from update_agent.log import Log
-from update_agent.states import POINTS
+from update_agent.states import POINTS, WIRE_POINTS
 
-INSTALL, REBOOT, COMMIT = POINTS
+INSTALL, REBOOT, COMMIT = WIRE_POINTS
 ALWAYS = {"point": REBOOT, "when": "always", "limit_s": 100, "at_limit": "continue"}
 WINDOW = {"point": REBOOT, "when": {"outside": "02:00 UTC", "lasting_s": 3600}}
 PROGRAM = {
@@ -57,7 +57,7 @@ def make(document: dict[str, object], name: str = "10-x.json", **changes: object
         ('{"limit_s": NaN}', "NaN is no number"),
         (" " * 70000, "more than 65536 bytes"),
         (changed(ALWAYS, Point=REBOOT), 'unknown key "Point" (it may have point, when, limit_s, at_limit)'),
-        (changed(ALWAYS, point=None), "point is missing: must be one of ArtifactInstall_Enter, "),
+        (changed(ALWAYS, point=None), "point is missing: must be one of Download_Enter, "),
         (changed(ALWAYS, point="ArtifactReboot"), 'point is "ArtifactReboot": must be one of'),
         (changed(ALWAYS, point=[]), "point is []"),
         (changed(ALWAYS, when=None), "when is missing"),

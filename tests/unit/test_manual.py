@@ -211,7 +211,7 @@ def test_files(words: list[str], asked: str) -> None:
         ("--skipverify --log-level=de", ["--skipverify", "--log-level=debug"]),
         ("-d dir", ["-d", "directory/"]),
         ("commit --stop-before=Cl", ["commit", "--stop-before=Cleanup"]),
-        ("pause ArtifactR", ["pause", POINTS[1]]),
+        ("pause ArtifactC", ["pause", POINTS[-1]]),
         ("install re", ["install", "release 2.mender"]),
         ("commit di", ["commit", "di"]),
     ],

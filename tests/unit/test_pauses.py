@@ -20,7 +20,7 @@ from update_agent.loop import Loop, Signals
 from update_agent.machine import Context
 from update_agent.pauses import HOOKS_KEY, ControlPoint, warn_of_broken_hooks
 from update_agent.remote import Remote
-from update_agent.states import POINTS
+from update_agent.states import WIRE_POINTS
 from update_agent.store import Store
 from update_agent.update import Update
 
@@ -58,16 +58,16 @@ def limits(point: ControlPoint) -> list[float | None]:
 
 
 def test_what_is_left_of_a_limit_is_saved_for_this_deployment_and_point(daemon: Daemon) -> None:
-    hook = {"point": POINTS[1], "when": "always", "limit_s": 3600, "at_limit": "fail"}
+    hook = {"point": WIRE_POINTS[1], "when": "always", "limit_s": 3600, "at_limit": "fail"}
     put(daemon, "10-x.json", json.dumps(hook))
-    put(daemon, "20-y.json", json.dumps({**hook, "point": POINTS[2]}))
+    put(daemon, "20-y.json", json.dumps({**hook, "point": WIRE_POINTS[2]}))
     first = stay(daemon)
     first._holds.look(time.monotonic() - 3000, time.time())
     first._save_left()
     daemon.store.reload()
     saved = daemon.store.get_json(HOOKS_KEY)
     assert isinstance(saved, dict)
-    assert saved["at"] == ["3f1c", POINTS[1]]
+    assert saved["at"] == ["3f1c", WIRE_POINTS[1]]
     (left_s,) = saved["left_s"].values()
     assert 0 <= left_s <= 600
     (limit_at,) = limits(stay(daemon))
@@ -85,7 +85,7 @@ def test_without_hooks_nothing_is_saved(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"at": ["3f1c", "ArtifactReboot_Enter"]}', "null"])
 def test_a_saved_value_that_is_nonsense_is_no_limit(daemon: Daemon, text: str) -> None:
-    put(daemon, "10-x.json", json.dumps({"point": POINTS[1], "when": "always"}))
+    put(daemon, "10-x.json", json.dumps({"point": WIRE_POINTS[1], "when": "always"}))
     daemon.store.write({HOOKS_KEY: text})
     assert limits(stay(daemon)) == [None]
 

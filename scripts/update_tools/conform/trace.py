@@ -140,7 +140,11 @@ def paused_point(trace: Sequence[str]) -> str:
         event = trace[index]
         if event.startswith("control:") and event.endswith("=pause"):
             return event[len("control:") : -len("=pause")] if _is_reported(trace, index) else ""
-        if not event.startswith("status:pause_before_") or event.endswith("=409"):
+        before = trace[index - 1] if index else ""
+        is_report = (
+            event.startswith("status:") and before.startswith("control:") and before.endswith("=pause")
+        )
+        if not is_report or event.endswith("=409"):
             return ""
     return ""
 

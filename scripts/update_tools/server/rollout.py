@@ -31,7 +31,11 @@ def _point(step: states.Step) -> Point:
 
 
 # The agent's table is the one list of pause points.
-POINTS = tuple(_point(step) for step in states.DAEMON if step.work.kind == "control")
+POINTS = tuple(
+    _point(step)
+    for step in states.DAEMON
+    if step.work.kind == "control" and step.work.subject in states.WIRE_POINTS
+)
 BY_NAME = {point.name: point for point in POINTS}
 BY_STATUS = {point.status: point for point in POINTS}
 
