@@ -106,9 +106,9 @@ class ControlPoint:
                 daemon.write_state(step.save_mid, counted=False)
             if daemon.update.payload_type:
                 daemon.payload.release(self._point)
-        if self._is_local and self._report(ended=True) == "aborted":
-            return "fail"
-        return "waited" if "waited" in step.edges else "go"
+        if "waited" in step.edges:
+            return "waited"
+        return "fail" if self._is_local and self._report(ended=True) == "aborted" else "go"
 
     def _together(self) -> str:
         """What maps and hooks say together."""

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pause points that only this device knows: held, cut, let go, failed, and told in the reference's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.flow.test_pause_survives import BEFORE, ROLLBACK, SUCCESS
+
+from update_agent.states import POINTS, WIRE_POINTS
+from update_tools.conform import scenarios
+
+STATUS = {
+    "Download_Enter": "downloading",
+    "Download_Leave": "downloading",
+    "ArtifactInstall_Leave": "installing",
+    "ArtifactReboot_Leave": "rebooting",
+}
+AFTER = {
+    "Download_Enter": "",  # the very first
+    "Download_Leave": "module:Download",
+    "ArtifactInstall_Leave": "module:ArtifactInstall",
+    "ArtifactReboot_Leave": "module:ArtifactVerifyReboot",
+}
+FAILED_EARLY = ["module:Cleanup", "status:failure", "logs"]
+WHOLE = [
+    event for point, before in BEFORE.items() for event in (*before, f"control:{point}=continue")
+] + SUCCESS
+
+
+def play(point: str, there: list[str], rest: list[str], name: str, **given: Any) -> None:
+    """Play an update that goes its way to a point, does what is `there`, and then the rest."""
+    position = WHOLE.index(AFTER[point]) + 1 if AFTER[point] else 0
+    trace = WHOLE[:position] + there + (WHOLE[position:] if rest is SUCCESS else rest)
+    scenarios.play(
+        {
+            "id": f"local-{point}",
+            "mode": "daemon",
+            "given": {
+                "supports_rollback": True,
+                "needs_reboot": "Yes",
+                "faults": [],
+                "config": {"PauseSurvivesRestart": True},
+                **given,
+            },
+            "expect": {"trace": trace, "artifact_name": name},
+        }
+    )
+
+
+def hook(point: str, limit_s: int, at_limit: str) -> dict[str, Any]:
+    return {"10-hold.json": {"point": point, "when": "always", "limit_s": limit_s, "at_limit": at_limit}}
+
+
+def paused(point: str) -> list[str]:
+    return [f"control:{point}=pause", f"status:{STATUS[point]}"]
+
+
+def went_on(point: str) -> list[str]:
+    """The server is told again; before the download its report comes anyway."""
+    told = [] if point == "Download_Enter" else [f"status:{STATUS[point]}"]
+    return [f"control:{point}=continue", *told]
+
+
+def test_these_are_all() -> None:
+    assert set(STATUS) == set(POINTS) - set(WIRE_POINTS)
+
+
+@pytest.mark.parametrize("point", STATUS)
+def test_a_hook_holds_over_power_cuts_and_lets_go(point: str) -> None:
+    there = [*paused(point), *["kill", "boot", *paused(point)] * 2, *went_on(point)]
+    events = [{"type": "kill"}] * 2
+    play(point, there, SUCCESS, "new", pause_hooks=hook(point, 6, "continue"), control_events=events)
+
+
+@pytest.mark.parametrize("point", STATUS)
+def test_a_failed_update_is_undone_as_far_as_it_had_come(point: str) -> None:
+    there = [*paused(point), f"control:{point}=fail"]
+    rest = ROLLBACK
+    if point.startswith("Download"):
+        rest = FAILED_EARLY if point == "Download_Leave" else FAILED_EARLY[1:]
+    play(point, there, rest, "old", pause_hooks=hook(point, 1, "fail"))
+
+
+@pytest.mark.parametrize("point", STATUS)
+def test_an_abort_on_the_server_ends_it(point: str) -> None:
+    there = [f"control:{point}=pause", f"status:{STATUS[point]}=409"]
+    number = {"ArtifactInstall_Leave": "installing#2", "ArtifactReboot_Leave": "rebooting#2"}.get(
+        point, STATUS[point]
+    )
+    if point == "Download_Leave":
+        number = "downloading#2"
+    rest = ROLLBACK
+    if point.startswith("Download"):
+        rest = FAILED_EARLY if point == "Download_Leave" else FAILED_EARLY[1:]
+    play(
+        point,
+        there,
+        rest,
+        "old",
+        pause_hooks=hook(point, 60, "continue"),
+        status_failures={number: "aborted"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("point", "rest", "name"),
+    [
+        ("Download_Leave", ["module:Cleanup", "status:failure", "logs"], "old"),
+        ("ArtifactInstall_Leave", ROLLBACK, "old"),
+        ("ArtifactReboot_Leave", ROLLBACK, "old"),
+    ],
+)
+def test_for_strict_compatibility_a_power_cut_is_one_in_the_state(
+    point: str, rest: list[str], name: str
+) -> None:
+    play(
+        point,
+        [*paused(point), "kill", "boot"],
+        rest,
+        name,
+        pause_hooks=hook(point, 60, "continue"),
+        control_events=[{"type": "kill"}],
+        config={"PauseSurvivesRestart": False},
+    )
+
+
+def test_for_strict_compatibility_a_download_that_had_not_begun_is_offered_again() -> None:
+    point = "Download_Enter"
+    play(
+        point,
+        [*paused(point), "kill", "boot", *paused(point), *went_on(point)],
+        SUCCESS,
+        "new",
+        pause_hooks=hook(point, 2, "continue"),
+        control_events=[{"type": "kill"}],
+        config={"PauseSurvivesRestart": False},
+    )
+
+
+@pytest.mark.parametrize(
+    ("point", "script"),
+    [
+        ("Download_Leave", "Download_Leave_00"),
+        ("ArtifactInstall_Leave", "ArtifactInstall_Leave_00"),
+        ("ArtifactReboot_Leave", "ArtifactReboot_Leave_00"),
+    ],
+)
+def test_a_power_cut_after_the_pause_is_as_without_one(point: str, script: str) -> None:
+    rest = FAILED_EARLY if point.startswith("Download") else ROLLBACK
+    play(
+        point,
+        [*paused(point), *went_on(point), f"script:{script}", "kill", "boot"],
+        rest,
+        "old",
+        pause_hooks=hook(point, 1, "continue"),
+        faults=[{"at": script, "do": "kill"}],
+    )
+
+
+def test_a_server_that_has_a_map_is_not_asked_at_a_local_point() -> None:
+    """The map's pause at another point is obeyed there; the local one is the hook's alone."""
+    point = "ArtifactInstall_Leave"
+    refreshed = [
+        each
+        for event in WHOLE
+        for each in (("map_refresh:200", event) if event.startswith("control:") else (event,))
+    ]
+    position = refreshed.index(AFTER[point]) + 1
+    trace = [*refreshed[:position], *paused(point), *went_on(point), *refreshed[position:]]
+    scenarios.play(
+        {
+            "id": "local-with-server-map",
+            "mode": "daemon",
+            "given": {
+                "supports_rollback": True,
+                "needs_reboot": "Yes",
+                "faults": [],
+                "config": {"PauseSurvivesRestart": True},
+                "pause_hooks": hook(point, 3, "continue"),
+                "server_map": {"states": {}},
+            },
+            "expect": {"trace": trace, "artifact_name": "new"},
+        }
+    )
