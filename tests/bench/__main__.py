@@ -25,8 +25,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measures speed, memory and size of the agent and the desk tools, beside what the machine "
-        "can do and beside other agents where these are there. As root. Nothing is asserted.",
+        description="Measures speed, memory and size of the agent and the desk tools, beside what the "
+        "machine can do and beside other agents where these are there. As root. Nothing is asserted.",
     )
     parser.add_argument("--only", metavar="PART,...", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
@@ -36,11 +36,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--fetch-peers",
         action="store_true",
-        help="get Debian's mender-client, rauc and swupdate into the cache, unpacked and not installed, and end",
+        help="get Debian's mender-client, rauc and swupdate into the cache, unpacked, not installed; no more",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="lowest compression levels, short waits: a smoke test"
-    )
+    parser.add_argument("--quick", action="store_true", help="low compression, short waits: a smoke test")
     options = parser.parse_args(words)
     options.parts = [part for part in options.only.split(",") if part]
     if unknown := set(options.parts) - set(PARTS):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench.run import measure
@@ -22,8 +21,8 @@ class Agent:
     name = ""
     compressions: tuple[str, ...] = ()
     transports: tuple[str, ...] = ("file", "http", "https")
-    keeps_identical = False
-    """Leaves blocks alone that the slot holds already."""
+    folder = MATERIAL
+    """Where the device sees its releases."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -53,15 +52,8 @@ class UpdateAgent(Agent):
 
     name = OURS
     compressions = ("none", "gzip", "zstd", "xz")
-    keeps_identical = True
     ENV = {"MENDER_DATA_DIR": "/usr/local/share/mender"}
 
     def install(self, source: str, *, sample: bool = False) -> Cost:
-        return measure(
-            ["update-agent", "install", source], root=self.device.root, env=self.ENV, sample=sample
-        )
-
-
-def path_in_device(name: str) -> str:
-    """A file of the served folder as the device sees it."""
-    return str(Path(MATERIAL) / name)
+        argv = ["update-agent", "install", source]
+        return measure(argv, root=self.device.root, env=self.ENV, sample=sample)

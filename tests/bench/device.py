@@ -159,6 +159,12 @@ class Device:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         path.chmod(mode)
 
+    def add_loop_nodes(self) -> None:
+        """For who mounts image files."""
+        os.mknod(self.root / "dev/loop-control", stat.S_IFCHR | 0o600, os.makedev(10, 237))
+        for number in range(16):
+            os.mknod(self.root / f"dev/loop{number}", stat.S_IFBLK | 0o600, os.makedev(7, number))
+
     def configure(self, **keys: object) -> None:
         """mender.conf: the two slots, and these keys."""
         document = {"RootfsPartA": ACTIVE, "RootfsPartB": INACTIVE, "DBus": {"Enabled": False}, **keys}

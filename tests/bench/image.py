@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is installed: an ext4 image of this machine's files, its successor, and their artifacts. Made once.
 
-The image is a mixture of /usr: programs, libraries, text, nine tenths of the file system. In the successor 3 % of
-the files are others, replaced as a package manager does it: written beside, then renamed.
+The image is a mixture of /usr: programs, libraries, text, nine tenths of the file system. In the successor
+3 % of the files are others, replaced as a package manager does it: written beside, then renamed.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.bench.agents import OURS, path_in_device
+from tests.bench.agents import OURS
 from tests.bench.limits import limit
 from tests.bench.report import Row
 from tests.bench.run import BenchError
@@ -80,7 +80,7 @@ class Bench:
                 self._report.add(Row("install", case.title, "memory, tree", "MiB"), agent.name, cost.tree_mib)
                 continue
             self._report.add(Row("install", case.title, "wall", "s"), agent.name, cost.wall_s)
-            self._report.add(Row("install", case.title, "wall / limit", "×"), agent.name, cost.wall_s / best)
+            self._report.add(Row("install", case.title, "wall / limit", "x"), agent.name, cost.wall_s / best)
             self._report.add(Row("install", case.title, "CPU", "s"), agent.name, cost.cpu_s)
             self._report.add(Row("install", case.title, "memory, largest", "MiB"), agent.name, cost.rss_mib)
 
@@ -94,9 +94,8 @@ class Bench:
             agent.install(self._source(agent, "gzip", "file", changed=True))
             self._check(agent, "upgrade", self._material.changed)
             written = (slot.written_bytes() - before) / (1 << 20)
-            self._report.add(
-                Row("install", "upgrade, 3 % other files", "written", "MiB"), agent.name, written
-            )
+            row = Row("install", "upgrade, 3 % other files", "written", "MiB")
+            self._report.add(row, agent.name, written)
 
     def _once(self, agent: Agent, case: Case, *, sample: bool) -> Cost:
         agent.prepare()
@@ -107,13 +106,11 @@ class Bench:
 
     def _check(self, agent: Agent, title: str, image: Path) -> None:
         if not agent.device.slot.holds(image):
-            raise BenchError(
-                f"{agent.name} said it installed ({title}), but the slot does not hold the image"
-            )
+            raise BenchError(f"{agent.name} said it installed {title}, but the slot holds something else")
 
     def _source(self, agent: Agent, compression: str, transport: str, *, changed: bool = False) -> str:
         name = agent.release(compression, changed=changed)
-        return path_in_device(name) if transport == "file" else f"{self._servers[transport].url}/{name}"
+        return f"{agent.folder}/{name}" if transport == "file" else f"{self._servers[transport].url}/{name}"
 
 
 def is_ours(agent: Agent) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets up what the parts need and runs them, one after the other; a part that fails does not stop the rest."""
+"""Sets up what the parts need and runs them; a part that fails does not stop the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import install
+from tests.bench import install, peers
 from tests.bench.agents import MATERIAL, UpdateAgent
 from tests.bench.device import Device, Loop, Slot, as_local, installed_agent
 from tests.bench.image import Material, material
@@ -64,9 +64,12 @@ class Lab:
             folder.mkdir()
             stuff = material(self._options.size, quick=self._options.quick)
             slot = self._slot(place, stuff)
-            servers = {"http": Server(stuff.folder), "https": Server(stuff.folder, folder)}
+            folders = [stuff.folder]
+            servers = {"http": Server(folders), "https": Server(folders, folder)}
             self._closing += [server.close for server in servers.values()]
             agents = self._agents(folder, slot, stuff, servers)
+            if not self._options.no_peers:
+                agents += self._peers(folder, slot, stuff, servers, folders)
             bench = install.Bench(agents, stuff, self._random(stuff.size_bytes), servers, self._report)
             for number in range(self._options.rounds + 1):
                 say(f"install, {place}: " + (f"round {number}" if number else "warm-up, looks at memory"))
@@ -74,8 +77,6 @@ class Lab:
                     bench.run(case, warm_up=number == 0)
             if place == "ram":
                 bench.upgrade(agents)
-            for agent in agents:
-                agent.close()
 
     # Pieces
 
@@ -85,6 +86,31 @@ class Lab:
         device.write("etc/bench.crt", servers["https"].certificate.read_bytes())
         device.configure(ServerCertificate="/etc/bench.crt")
         return [UpdateAgent(device)]
+
+    def _peers(
+        self, folder: Path, slot: Slot, stuff: Material, servers: dict[str, Server], folders: list[Path]
+    ) -> list[Agent]:
+        missing = peers.missing()
+        for name, package in missing.items():
+            note = f"{name} is not here: scripts/bench --fetch-peers, or apt-get install {package}"
+            if note not in self._report.notes:
+                self._report.notes.append(note)
+        found: list[Agent] = []
+        for name in peers.PROGRAMS:
+            if name in missing:
+                continue
+            device = Device(folder, slot, usr=peers.usr(), name=name.split()[0].lower())
+            device.show(stuff.folder, MATERIAL)
+            releases = peers.releases(device, stuff, quick=self._options.quick)
+            device.show(releases, peers.RELEASES)
+            if releases not in folders:
+                folders.append(releases)
+            device.write("etc/bench.crt", servers["https"].certificate.read_bytes())
+            device.configure(ServerCertificate="/etc/bench.crt")
+            agent = peers.start(name, device)
+            self._closing.append(agent.close)
+            found.append(agent)
+        return found
 
     def _device(self, folder: Path, slot: Slot) -> Device:
         local = self._work / "local"

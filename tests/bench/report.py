@@ -68,7 +68,9 @@ class Report:
         ]
 
     def _table(self, part: str) -> Table:
+        cases = list(dict.fromkeys(row.case for row in self._numbers))
         rows = [row for row in self._numbers if row.part == part]
+        rows.sort(key=lambda row: (cases.index(row.case), row.metric.startswith("memory")))
         others = list(dict.fromkeys(who for row in rows for who in self._numbers[row] if who != OURS))
         others.sort(key=lambda who: who != "limit")
         table = Table(title=part, title_justify="left", pad_edge=False)

@@ -27,7 +27,7 @@ class BenchError(UpdateError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one command took. cpu_s: with all children; rss_mib: its largest process; tree_mib: all, as PSS."""
+    """What a command took. cpu_s: with all children; rss_mib: largest process; tree_mib: PSS of all."""
 
     wall_s: float
     cpu_s: float

@@ -15,9 +15,12 @@ import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.unit.peer import certificate, server_context
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 API = "/api/devices"
 NEXT = ("/v1/deployments/device/deployments/next", "/v2/deployments/device/deployments/next")
@@ -43,10 +46,10 @@ class Deployment:
 
 
 class Server:
-    """Serves `folder`. `offer` makes the next poll a deployment; without, polls get 204."""
+    """Serves files of `folders`. `offer` makes the next poll a deployment; without, polls get 204."""
 
-    def __init__(self, folder: Path, certificates: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folders: Sequence[Path], certificates: Path | None = None) -> None:
+        self.folders = folders
         self.requests: list[Request] = []
         self.finished = threading.Event()
         self._offered: Deployment | None = None
@@ -132,12 +135,13 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(content)
             else:
                 server.requests.append(Request(time.monotonic(), self.command, self.path))
-                self.send_file(server.folder / self.path.lstrip("/"))
+                found = [folder / self.path.lstrip("/") for folder in server.folders]
+                self.send_file(next((path for path in found if path.is_file()), None))
 
         do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = serve  # noqa: N815
 
-        def send_file(self, path: Path) -> None:
-            if not path.is_file():
+        def send_file(self, path: Path | None) -> None:
+            if path is None:
                 self.send_response(404)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
