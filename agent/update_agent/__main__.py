@@ -85,7 +85,7 @@ def _daemon(options: Options) -> int:
         except UpdateError as error:
             log.error(str(error))
     log.info(f"update-agent {__version__} is running")
-    daemon = Daemon(context, Remote(settings, log, context.loop.wait), signals)
+    daemon = Daemon(context, Remote(settings, log, context.loop), signals)
     _serve_locally(daemon)
     daemon.run()
     return 0

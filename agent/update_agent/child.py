@@ -4,6 +4,9 @@
 The two sides speak JSON lines over a pair of pipes (a socket pair would need the `socket` module in the
 resident process): the child sends messages and, last, its result or its error; the parent sends the answer
 to each question. The child logs by itself, through the descriptors it inherited.
+
+`run` is for one piece of work. A `Helper` keeps its child between tasks, with all that it has imported and
+its connections, until it is told to rest.
 """
 
 from __future__ import annotations
@@ -50,26 +53,34 @@ class Channel:
 
     def send(self, message: dict[str, object]) -> None:
         """Tell the parent something; its `answer` gets the message."""
-        self._write({"say": message})
+        self.write({"say": message})
 
     def ask(self, message: dict[str, object]) -> dict[str, object]:
         """Ask the parent something and wait for what its `answer` returns (an empty object for None)."""
-        self._write({"ask": message})
+        self.write({"ask": message})
+        answer = self.take()
+        if answer is None:
+            raise TransferError("the parent process closed the connection")
+        return answer
+
+    def take(self) -> dict[str, object] | None:
+        """The next thing the parent says; None when it wants the child to end."""
         while b"\n" not in self._rest:
             chunk = os.read(self._read_fd, _CHUNK)
             if not chunk:
-                raise TransferError("the parent process closed the connection")
+                return None
             self._rest += chunk
         line, _, self._rest = self._rest.partition(b"\n")
-        answer: dict[str, object] = json.loads(line)
-        return answer
+        document: dict[str, object] | None = json.loads(line)
+        return document
 
-    def _write(self, document: dict[str, object]) -> None:
-        _write_all(self._write_fd, json.dumps(document).encode() + b"\n")
+    def write(self, document: dict[str, object]) -> None:
+        """Send one line of the protocol."""
+        _write_line(self._write_fd, document)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
+def _write_line(fd: int, document: object) -> None:
+    view = memoryview(json.dumps(document).encode() + b"\n")
     while view:
         view = view[os.write(fd, view) :]
 
@@ -121,7 +132,7 @@ def _in_child(work: Callable[[Channel], object], channel: Channel, parent: int, 
     """Do the work and send its outcome. Returns the exit code; nothing is raised."""
     try:
         _settle(parent)
-        channel._write({"result": work(channel)})
+        channel.write({"result": work(channel)})
         return 0
     except _Stop:
         _kill_programs()
@@ -142,7 +153,7 @@ def _in_child(work: Callable[[Channel], object], channel: Channel, parent: int, 
             "hint": "this is a bug in the agent; the log has the details",
         }
     try:
-        channel._write(document)
+        channel.write(document)
     except OSError:
         pass
     return 1
@@ -165,7 +176,7 @@ class _Child:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.read_fd = read_fd
-        self._write_fd = write_fd
+        self.write_fd = write_fd
         self._rest = b""
         self.outcome: dict[str, object] | None = None
         self.status: int | None = None
@@ -182,12 +193,19 @@ class _Child:
             elif "ask" in document:
                 reply = answer(document["ask"]) if answer is not None else None
                 try:
-                    _write_all(self._write_fd, json.dumps(reply or {}).encode() + b"\n")
+                    _write_line(self.write_fd, reply or {})
                 except BrokenPipeError:
                     pass  # it died; the end of the pipe follows
             else:
                 self.outcome = document
         return bool(chunk)
+
+    def has_ended(self) -> bool:
+        """Look whether the process is over, without waiting."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = status if pid else None
+        return self.status is not None
 
     def reap(self) -> int:
         """Wait for the end and return the exit code, negative for a signal."""
@@ -198,7 +216,7 @@ class _Child:
     def close(self) -> None:
         """End the child if it still runs (first politely), reap it, and close everything."""
         os.close(self.read_fd)
-        os.close(self._write_fd)
+        os.close(self.write_fd)
         try:
             if self.status is None:
                 os.kill(self.pid, signal.SIGTERM)
@@ -233,7 +251,7 @@ class Work:
 
     def __init__(self, work: Callable[[Channel], object], *, log: Log, what: str = "network work") -> None:
         """Fork. Call it from the main thread, while there is no other."""
-        self._what = what
+        self.what = what
         up_read, up_write = os.pipe2(os.O_CLOEXEC)
         down_read, down_write = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
@@ -254,15 +272,42 @@ class Work:
         self.receive = self._child.receive
         self.close = self._child.close
 
-    def result(self) -> object:
-        """What `work` returned, after its end. Raises its UpdateError again, or TransferError."""
-        code = self._child.reap()
-        outcome = self._child.outcome
+    @property
+    def is_over(self) -> bool:
+        """The child has ended, by itself or by a signal."""
+        return self._child.has_ended()
+
+    @property
+    def has_outcome(self) -> bool:
+        """A result or an error has come."""
+        return self._child.outcome is not None
+
+    def tell(self, document: object) -> None:
+        """Say something to a child that is in `Channel.take`, or soon. If it is dead, `receive` will tell."""
+        try:
+            _write_line(self._child.write_fd, document)
+        except BrokenPipeError:
+            pass
+
+    def take_outcome(self) -> object:
+        """`result` of a child that goes on: what it wrote last, or its error."""
+        outcome, self._child.outcome = self._child.outcome, None
         if outcome is None:
-            raise _death(code, self._what)
+            raise _death(self._child.reap(), self.what)
         if "error" in outcome:
             _raise_again(outcome)
         return outcome["result"]
+
+    def dismiss(self) -> None:
+        """Have a child that waits in `Channel.take` end by itself; then close everything."""
+        self.tell(None)
+        plain_wait([self._child.pidfd], time.monotonic() + _GRACE_S)
+        self.close()
+
+    def result(self) -> object:
+        """What `work` returned, after its end. Raises its UpdateError again, or TransferError."""
+        self._child.reap()
+        return self.take_outcome()
 
 
 def run(
@@ -288,3 +333,53 @@ def run(
         return process.result()
     finally:
         process.close()
+
+
+class Helper:
+    """A child for one task after the other: started for the first, ended by `rest` or by an error.
+
+    One that died meanwhile is replaced. `perform` runs in the child, with the channel and a task; both the
+    task and what it returns must be representable in JSON.
+    """
+
+    def __init__(
+        self, perform: Callable[[Channel, dict[str, object]], object], *, log: Log, wait: Wait = plain_wait
+    ) -> None:
+        self._perform = perform
+        self._log = log
+        self._wait = wait
+        self._process: Work | None = None
+
+    def ask(
+        self,
+        task: dict[str, object],
+        answer: Callable[[dict[str, object]], dict[str, object] | None] | None = None,
+        *,
+        what: str,
+    ) -> object:
+        """Have the task performed and return its result; messages, errors and dying as with `run`."""
+        process = self._process
+        if process is None or process.is_over:
+            self.rest()
+            self._process = process = Work(self._serve, log=self._log)
+        process.what = what
+        try:
+            process.tell(task)
+            while not process.has_outcome:
+                if self._wait([process.read_fd], None) and not process.receive(answer):
+                    break
+            return process.take_outcome()
+        except BaseException:
+            self._process = None
+            process.close()
+            raise
+
+    def rest(self) -> None:
+        """End the child, if there is one; the next task starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.dismiss()
+
+    def _serve(self, channel: Channel) -> None:
+        while (task := channel.take()) is not None:
+            channel.write({"result": self._perform(channel, task)})

@@ -6,7 +6,10 @@ from __future__ import annotations
 import base64
 import http.client
 import os
+import select
+import socket
 import ssl
+import struct
 import time
 import urllib.parse
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from update_agent.config import Config
 
 STALL_TIMEOUT_S = 300.0
+_KEEP_S = 10.0  # an idle connection may be dead without a word after a while: mobile networks forget it
+_TCP_CLOSE = 7  # enum in linux/tcp.h
 # Servers and log filters made for the reference look at the first product: we speak its API as of 5.0.
 USER_AGENT = f"Mender/5.0.0 meta-update/{__version__}"
 
@@ -51,6 +56,11 @@ class Url:
         path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
         # As given, apart from characters that must not occur in a request line.
         self.target = urllib.parse.quote(path, safe="!#$%&'()*+,/:;=?@[]~|{}^\\")
+
+    @property
+    def origin(self) -> str:
+        """Where a connection for it leads."""
+        return f"{'https' if self.is_tls else 'http'}://{self.authority}"
 
     @property
     def authority(self) -> str:
@@ -177,6 +187,7 @@ class Connector:
         self._config = config
         self._environ = os.environ if environ is None else environ
         self._context: ssl.SSLContext | None = None
+        self._kept: tuple[str, float, http.client.HTTPConnection] | None = None  # origin, since when
 
     def send(
         self,
@@ -186,32 +197,88 @@ class Connector:
         body: bytes | None = None,
         *,
         timeout_s: float = STALL_TIMEOUT_S,
+        reuse: bool = False,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send one request and return the connection (to be closed by the caller) and the answer's start.
+        """Send one request and return the connection and the answer's start.
 
+        The caller closes the connection, or gives it back with `keep`; `reuse` takes one that was.
         Raises one of ERRORS when the connection breaks or cannot be made, ServerError for bad settings.
         """
         proxy = proxy_for(url, self._environ)
-        host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (url.host, url.port)
-        connection: http.client.HTTPConnection
         target, all_headers = url.target, {"Host": url.authority, "User-Agent": USER_AGENT, **headers}
-        if url.is_tls:
-            if self._context is None:
-                self._context = tls_context(self._config)
-            connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context)
-            if proxy:
-                connection.set_tunnel(url.host, url.port, _proxy_headers(proxy))
+        if proxy and not url.is_tls:
+            target = f"http://{url.authority}{url.target}"
+            all_headers.update(_proxy_headers(proxy))
+        request = (method, target, body, all_headers)
+        kept = self._kept_for(url) if reuse else None
+        if kept is not None:
+            witness = kept.sock.dup()  # http.client closes its own
+            try:
+                return kept, _exchange(kept, request)
+            except ERRORS:
+                if not _is_unseen(witness):
+                    raise
+            finally:
+                witness.close()
+        connection = self._open(url, proxy, timeout_s)
+        return connection, _exchange(connection, request)
+
+    def keep(
+        self, url: Url, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+    ) -> None:
+        """Take a connection back for the next request to the same server; close it if that cannot be."""
+        if response.isclosed() and not response.will_close:
+            if self._kept is not None:
+                self._kept[2].close()
+            self._kept = (url.origin, time.monotonic(), connection)
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-            if proxy:
-                target = f"http://{url.authority}{url.target}"
-                all_headers.update(_proxy_headers(proxy))
-        try:
-            connection.request(method, target, body, all_headers)
-            return connection, connection.getresponse()
-        except BaseException:
             connection.close()
-            raise
+
+    def _kept_for(self, url: Url) -> http.client.HTTPConnection | None:
+        """The connection that was kept, if it leads there and is fresh."""
+        if self._kept is None or self._kept[0] != url.origin:
+            return None
+        (_, since, connection), self._kept = self._kept, None
+        readable, _, _ = select.select([connection.sock], [], [], 0)
+        if readable or time.monotonic() - since > _KEEP_S:
+            connection.close()
+            return None
+        return connection
+
+    def _open(
+        self, url: Url, proxy: urllib.parse.SplitResult | None, timeout_s: float
+    ) -> http.client.HTTPConnection:
+        host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (url.host, url.port)
+        if not url.is_tls:
+            return http.client.HTTPConnection(host, port, timeout=timeout_s)
+        if self._context is None:
+            self._context = tls_context(self._config)
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context)
+        if proxy:
+            connection.set_tunnel(url.host, url.port, _proxy_headers(proxy))
+        return connection
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, request: tuple[str, str, bytes | None, dict[str, str]]
+) -> http.client.HTTPResponse:
+    try:
+        connection.request(*request)
+        return connection.getresponse()
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _is_unseen(connection: socket.socket) -> bool:
+    """True if the server closed the connection before the last request came to it.
+
+    The request may then be sent again. A server that took it and hung up has acknowledged it before; so a
+    failure that it means (and counts) stays one.
+    """
+    information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    state, unacknowledged = struct.unpack("B23xI", information)
+    return bool(state == _TCP_CLOSE or unacknowledged > 0)  # closed: by a reset
 
 
 def explain(error: Exception) -> tuple[str, str]:

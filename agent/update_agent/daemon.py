@@ -6,11 +6,10 @@ from __future__ import annotations
 import signal
 import time
 
-from update_agent import child, control
+from update_agent import control
 from update_agent.backoff import delays
 from update_agent.decisions import Decisions
 from update_agent.errors import ControlError, LoopError, StoreError
-from update_agent.loop import plain_wait
 from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
 from update_agent.pauses import HOOKS_KEY, ControlPoint, warn_of_broken_hooks
@@ -170,6 +169,7 @@ class Daemon(Machine):
             if self.signals.take(signal.SIGUSR1) or now >= self.poll_timer.due:
                 self.poll_timer.started(now)
                 return "deployment"
+            self.remote.rest()
             self.context.loop.wait_for_change(min(self.poll_timer.due, self.inventory_timer.due))
 
     def on_request(self, step: Step) -> str:
@@ -245,39 +245,16 @@ class Daemon(Machine):
     def on_download(self, step: Step) -> str:
         """Take the artifact in, in a child process. Only the header's facts come back to be saved."""
 
-        def work(channel: child.Channel) -> object:
-            # Not the loop's wait: signals, D-Bus and the control socket are the parent's to serve.
-            from update_agent.intake import Intake, describe, open_source
-
-            source = open_source(self.update.uri, self.config, self.log, _progress(channel))
-            intake = Intake(source, self.config, self.log, self.context.bootloader, plain_wait)
-            have = installed(self.store)
-            intake.accept(have)
-            verdict = channel.ask(describe(intake.header))
-            if verdict.get("loop"):
-                raise LoopError(str(verdict["loop"]))
-            if verdict.get("error"):
-                raise StoreError(str(verdict["error"]))
-            if intake.header.payload_type is not None:
-                intake.prepare(have)
-            intake.stream()
-            return {}
-
         def answer(message: dict[str, object]) -> dict[str, object] | None:
             if "done_bytes" in message:
                 self._progressed(int(str(message["done_bytes"])), int(str(message["size_bytes"])))
                 return None
             self.update.accept(message)
             self.log.info(f"Artifact {self.update.artifact_name}, payload {message['payload_type']}")
-            try:
-                self.write_state(step.save_mid)
-            except LoopError as error:
-                return {"loop": error.message}
-            except StoreError as error:
-                return {"error": str(error)}
+            self.write_state(step.save_mid)
             return {}
 
-        child.run(work, answer=answer, log=self.log, wait=self.context.loop.wait, what="the download")
+        self.remote.download(self.update, installed(self.store), answer)
         return "ok" if self.update.payload_type else "nothing"
 
     def _progressed(self, done_bytes: int, size_bytes: int) -> None:
@@ -307,6 +284,11 @@ class Daemon(Machine):
                 return "ok"
             self.log.warning(f"No fresh link to the artifact, again in {delay_s:.0f} s: {reply.reason}")
             self.context.loop.wait((), time.monotonic() + delay_s)
+
+    def on_reboot(self, step: Step) -> str:
+        """As `Machine`, with no child left that would have to be ended."""
+        self.remote.rest()
+        return super().on_reboot(step)
 
     def do_rollback_not_needed(self, _step: Step) -> str:
         """A failed download left nothing to undo."""
@@ -442,17 +424,3 @@ class Daemon(Machine):
         self.outcome = Outcome()
         self.forget_payload()
         self.decisions.update_ended()
-
-
-def _progress(channel: child.Channel) -> Callable[[int, int | None], None]:
-    """Tell the parent about every hundredth of the download."""
-    told = 0
-
-    def progress(done_bytes: int, size_bytes: int | None) -> None:
-        nonlocal told
-        hundredth = done_bytes * 100 // size_bytes if size_bytes else 0
-        if hundredth > told:
-            told = hundredth
-            channel.send({"done_bytes": done_bytes, "size_bytes": size_bytes})
-
-    return progress

@@ -93,11 +93,24 @@ class Log:
         try:
             if not os.path.exists(path):
                 _rotate(directory)
-            # O_APPEND: child processes of a step write to the same file.
-            self._deployment_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self.error(f"cannot put the old deployment logs aside: {os.strerror(error.errno or 0)}")
+        # O_APPEND: child processes of a step write to the same file.
+        self._open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+
+    def _open(self, path: str, flags: int) -> None:
+        try:
+            self._deployment_fd = os.open(path, flags, 0o600)
             self.deployment_path = path
         except OSError as error:
             self.error(f"cannot open the deployment log {path}: {os.strerror(error.errno or 0)}")
+
+    def follow_deployment(self, path: str) -> None:
+        """Write to the deployment log that another process has open; empty: to none."""
+        if path != self.deployment_path:
+            self.close_deployment()
+            if path:
+                self._open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def close_deployment(self) -> None:
         """Stop writing to a deployment log; the file stays."""

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server as the daemon sees it: one method per request, each in a child process, each with a reply.
+"""The server as the daemon sees it: one method per request, each with a reply.
 
-Resident, so it imports no HTTP; the work is in `server.py`. The session (token and server) lives here, in
-memory only, and goes into each child and back.
+Resident, so it imports no HTTP: a child process does the work (`worker.py`), the same one for all requests
+and the download of a deployment. The session (token and server) lives here, in memory only, and goes into
+the child with each request and back.
 """
 
 from __future__ import annotations
+
+import time
 
 from update_agent import child
 from update_agent.errors import UpdateError
@@ -17,14 +20,19 @@ if TYPE_CHECKING:
 
     from update_agent.config import Config
     from update_agent.log import Log
-    from update_agent.loop import Loop, Wait
-    from update_agent.server import Api
+    from update_agent.loop import Loop
+    from update_agent.update import Update
+    from update_agent.worker import Worker
+
+    Answer = Callable[[dict[str, object]], dict[str, object] | None]
 
 OK = "ok"  # done; `value` has what was asked for
 NOTHING = "nothing"  # poll: no deployment
 ABORTED = "aborted"  # 409: the deployment was aborted, or the device decommissioned
 GONE = "gone"  # control map: no such deployment any more; log: refused for good. Asking again is useless
 FAILED = "failed"  # no connection, no token, an unexpected or malformed answer
+
+_REST_S = 10.0  # without a request; starting a child anew costs 40 ms, keeping it 18 MB
 
 
 class Reply:
@@ -60,12 +68,14 @@ class Reply:
 
 
 class Remote:
-    """Requests to the server. Each waits for its reply; `wait` serves other descriptors meanwhile."""
+    """Requests to the server. Each waits for its reply; a `loop` serves other descriptors meanwhile."""
 
-    def __init__(self, config: Config, log: Log, wait: Wait = plain_wait) -> None:
+    def __init__(self, config: Config, log: Log, loop: Loop | None = None) -> None:
         self._config = config
         self._log = log
-        self._wait = wait
+        self._loop = loop
+        self._helper = child.Helper(self._perform, log=log, wait=loop.wait if loop else plain_wait)
+        self._worker: Worker | None = None  # in the child
         self.token = ""  # of the authorized session, never on disk, never in a log line
         self.server_url = ""
         self._inventory_sum = ""
@@ -76,10 +86,16 @@ class Remote:
         """Forget the session; the next request authorizes first."""
         self.token = self.server_url = ""
 
+    def rest(self) -> None:
+        """Nothing is to be asked for a while: end the child process. The next request starts another."""
+        if self._loop is not None:
+            self._loop.cancel(self.rest)
+        self._helper.rest()
+
     def authorize(self) -> Reply:
         """Get a fresh token now. On failure the old one is forgotten, too."""
         self.drop_token()
-        return self._ask("authorization", lambda api: api.authorized())
+        return self._ask("authorization", "authorized")
 
     def authorize_in_background(self, loop: Loop) -> None:
         """Begin to get a fresh token, unless that is going on already; `watchers` hear of its end.
@@ -88,8 +104,9 @@ class Remote:
         """
         if self._background is not None:
             return
+        task = {**self._task("authorized"), "token": "", "url": ""}
         process = child.Work(
-            self._work(lambda api: api.authorized(), token="", url=""), log=self._log, what="authorization"
+            lambda channel: self._perform(channel, task), log=self._log, what="authorization"
         )
         self._background = process
 
@@ -112,63 +129,83 @@ class Remote:
 
         `provides` is everything stored; the device type is added here.
         """
-        return self._ask("the poll", lambda api: api.next_deployment(provides, self._config.device_type()))
+        return self._ask("the poll", "next_deployment", dict(provides), self._config.device_type())
 
     def report(self, deployment_id: str, status: str, substate: str = "") -> Reply:
         """Report a deployment status: OK, ABORTED or FAILED. One try."""
-        return self._ask(f"report {status!r}", lambda api: api.report(deployment_id, status, substate))
+        return self._ask(f"report {status!r}", "report", deployment_id, status, substate)
 
     def control_map(self, deployment_id: str) -> Reply:
         """Fetch the deployment's control map: OK with the map (unchecked JSON), GONE or FAILED."""
-        return self._ask("the control map", lambda api: api.control_map(deployment_id))
+        return self._ask("the control map", "control_map", deployment_id)
 
     def upload_log(self, deployment_id: str, path: str) -> Reply:
         """Send a deployment log file: OK, GONE (it will never be accepted) or FAILED."""
-        return self._ask("the deployment log", lambda api: api.upload_log(deployment_id, path))
+        return self._ask("the deployment log", "upload_log", deployment_id, path)
 
     def inventory(self, provides: Mapping[str, str] | None = None) -> Reply:
         """Run the generators and send the inventory: OK (also when unchanged) or FAILED.
 
         `provides` are added as attributes where no generator gives that name.
         """
-        reply = self._ask(
-            "the inventory", lambda api: api.send_inventory(provides or {}, self._inventory_sum)
-        )
+        reply = self._ask("the inventory", "send_inventory", dict(provides or {}), self._inventory_sum)
         if reply.kind == OK:
             self._inventory_sum = str(reply.value)
         return reply
 
-    def _ask(self, what: str, request: Callable[[Api], Reply]) -> Reply:
-        """Run one request in a child; take over the session it ends with."""
-        work = self._work(request, token=self.token, url=self.server_url)
-        reply = self._settle(lambda: child.run(work, log=self._log, wait=self._wait, what=what))
+    def download(self, update: Update, installed: Mapping[str, str], answer: Answer) -> None:
+        """Take the update's artifact in. Raises UpdateError.
+
+        `answer` gets `intake.describe` of the headers before the payload is touched, and the progress; if it
+        raises, the download ends.
+        """
+        task = self._task("download", update.id, update.uri, dict(installed))
+        self._take_over(self._helped(task, "the download", answer))
+
+    def _ask(self, what: str, method: str, *arguments: object) -> Reply:
+        """Make one request and take over the session it ends with."""
+        task = self._task(method, *arguments)
+        reply = self._settle(lambda: self._helped(task, what))
         if reply.kind not in {OK, NOTHING}:
             self._log.debug(f"Request for {what}: {reply.reason}")
         return reply
 
-    def _work(
-        self, request: Callable[[Api], Reply], *, token: str, url: str
-    ) -> Callable[[child.Channel], object]:
-        """What the child does: the request, with a session that begins with this token."""
+    def _task(self, method: str, *arguments: object) -> dict[str, object]:
+        """What the child is told: a method of `Worker` or `Api`, the session, and where to log."""
+        return {
+            "do": method,
+            "with": arguments,
+            "token": self.token,
+            "url": self.server_url,
+            "log": self._log.deployment_path,
+        }
 
-        def work(_channel: child.Channel) -> object:
-            from update_agent.server import Api, Session
+    def _helped(self, task: dict[str, object], what: str, answer: Answer | None = None) -> object:
+        if self._loop is not None:
+            self._loop.cancel(self.rest)
+        try:
+            return self._helper.ask(task, answer, what=what)
+        finally:
+            if self._loop is not None:
+                self._loop.call_at(time.monotonic() + _REST_S, self.rest)
 
-            api = Api(self._config, self._log, Session(token, url))
-            try:
-                reply = request(api)
-            except UpdateError as error:
-                reply = Reply(FAILED, reason=str(error))
-            return {"reply": reply.to_json(), "token": api.session.token, "url": api.session.url}
+    def _perform(self, channel: child.Channel, task: dict[str, object]) -> object:
+        """In the child: the task."""
+        if self._worker is None:
+            from update_agent.worker import Worker
 
-        return work
+            self._worker = Worker(self._config, self._log)
+        return self._worker.perform(channel, task)
 
     def _settle(self, get_result: Callable[[], object]) -> Reply:
         """The reply that a child gives, or why it gave none."""
         try:
-            result = get_result()
+            return self._take_over(get_result())
         except UpdateError as error:
             return Reply(FAILED, reason=str(error))
+
+    def _take_over(self, result: object) -> Reply:
+        """Keep the session that a request ended with; return its reply."""
         assert isinstance(result, dict)
         is_new = result["token"] != self.token
         self.token, self.server_url = str(result["token"]), str(result["url"])

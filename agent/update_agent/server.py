@@ -292,13 +292,15 @@ class Api:
         if body is not None:
             all_headers["Content-Type"] = "application/json"
         try:
-            http, response = self._connector.send(method, url, all_headers, body)
+            http, response = self._connector.send(method, url, all_headers, body, reuse=True)
             try:
                 data = response.read(_MAX_ANSWER_BYTES + 1)
                 if response.length:
                     raise ServerError(f"{shown}: the answer ended early or is too large")
-            finally:
+            except BaseException:
                 http.close()
+                raise
+            self._connector.keep(url, http, response)
         except connection.ERRORS as error:
             reason, hint = connection.explain(error)
             raise ServerError(f"{shown}: {reason}", hint=hint) from error

@@ -15,11 +15,14 @@ from pathlib import Path
 class Request:
     """What came in."""
 
-    def __init__(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+    def __init__(
+        self, method: str, path: str, headers: dict[str, str], body: bytes, client_port: int = 0
+    ) -> None:
         self.method = method
         self.path = path
         self.headers = headers
         self.body = body
+        self.client_port = client_port  # tells connections apart
 
 
 class Answer:
@@ -51,6 +54,7 @@ class Peer:
         self.requests: list[Request] = []
         self.answers: list[Answer] = []
         self.respond: Respond = lambda _: Answer(404)
+        self.keeps_alive = False
         peer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -59,7 +63,7 @@ class Peer:
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                request = Request(self.command, self.path, headers, body)
+                request = Request(self.command, self.path, headers, body, self.client_address[1])
                 peer.requests.append(request)
                 answer = peer.answers.pop(0) if peer.answers else peer.respond(request)
                 self.send_response(answer.status)
@@ -69,7 +73,7 @@ class Peer:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(answer.body[: answer.send_bytes])
-                self.close_connection = True
+                self.close_connection = not peer.keeps_alive  # without saying so before
 
             do_GET = do_POST = do_PUT = handle_any  # noqa: N815
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -189,6 +190,88 @@ def test_the_child_dies_with_its_parent(log: Log) -> None:
     assert os.waitpid(middle, 0)[1] == signal.SIGKILL
     assert plain_wait([read_fd], time.monotonic() + 30) == [read_fd]  # the grandchild held the last write end
     os.close(read_fd)
+
+
+# A child for several tasks
+
+
+def perform(_: child.Channel, task: dict[str, object]) -> object:
+    """In the child: do what the task says."""
+    if "fail" in task:
+        raise ArtifactError("bad checksum", hint="copy it again")
+    if "die" in task:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+@pytest.fixture
+def helper(log: Log) -> Iterator[child.Helper]:
+    made = child.Helper(perform, log=log)
+    yield made
+    made.rest()
+    assert no_children()
+
+
+def test_one_child_does_all_tasks_until_it_is_told_to_rest(helper: child.Helper) -> None:
+    first = helper.ask({}, what="a test")
+    assert first != os.getpid()
+    assert helper.ask({}, what="a test") == first
+    helper.rest()
+    assert no_children()
+    helper.rest()
+    assert helper.ask({}, what="a test") != first
+
+
+def test_an_error_ends_it_and_the_next_task_has_a_new_one(helper: child.Helper) -> None:
+    first = helper.ask({}, what="a test")
+    with pytest.raises(ArtifactError) as caught:
+        helper.ask({"fail": True}, what="a test")
+    assert (caught.value.message, caught.value.hint) == ("bad checksum", "copy it again")
+    assert no_children()
+    assert helper.ask({}, what="a test") != first
+
+
+def test_one_that_died_between_tasks_is_replaced(helper: child.Helper) -> None:
+    pid = helper.ask({}, what="a test")
+    assert isinstance(pid, int)
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert helper.ask({}, what="a test") != pid
+
+
+def test_dying_in_a_task_names_the_task(helper: child.Helper) -> None:
+    helper.ask({}, what="the poll")
+    with pytest.raises(TransferError, match=r"for the download was killed \(signal 9\).*memory"):
+        helper.ask({"die": True}, what="the download")
+    assert isinstance(helper.ask({}, what="the poll"), int)
+
+
+def test_an_error_in_the_parent_ends_it(log: Log) -> None:
+    def ask(channel: child.Channel, _: dict[str, object]) -> object:
+        return channel.ask({"question": 1})
+
+    def answer(_: dict[str, object]) -> None:
+        raise InterruptedError("the parent has other plans")
+
+    helper = child.Helper(ask, log=log)
+    with pytest.raises(InterruptedError):
+        helper.ask({}, answer, what="a test")
+    assert no_children()
+    assert helper.ask({}, lambda _: {"answer": 2}, what="a test") == {"answer": 2}
+    helper.rest()
+
+
+def test_what_a_task_leaves_in_memory_is_there_for_the_next_and_not_in_the_parent(log: Log) -> None:
+    kept: list[object] = []
+
+    def keep(_: child.Channel, task: dict[str, object]) -> object:
+        kept.append(task["number"])
+        return kept
+
+    helper = child.Helper(keep, log=log)
+    assert [helper.ask({"number": number}, what="a test") for number in (1, 2)] == [[1], [1, 2]]
+    helper.rest()
+    assert kept == []
 
 
 def test_the_resident_part_imports_nothing_big() -> None:

@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from tests.unit import peer as peers
 from tests.unit.peer import Answer, Peer, Request
 from tests.unit.test_server import DEPLOYMENT, answer, make_config
 
+from update_agent import remote as remotes
 from update_agent.config import Config
 from update_agent.log import Log
 from update_agent.loop import Loop
@@ -52,8 +56,10 @@ def config(peer: Peer, tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def remote(config: Config) -> Remote:
-    return Remote(config, Log("debug", stream=io.StringIO()))
+def remote(config: Config) -> Iterator[Remote]:
+    made = Remote(config, Log("debug", stream=io.StringIO()))
+    yield made
+    made.rest()
 
 
 def paths(peer: Peer) -> list[str]:
@@ -162,7 +168,105 @@ def test_the_daemon_stays_responsive(peer: Peer, server: Server, config: Config)
 
     peer.respond = respond
     loop.watch(read_fd, served)
-    remote = Remote(config, Log(stream=io.StringIO()), loop.wait)
+    remote = Remote(config, Log(stream=io.StringIO()), loop)
     assert remote.report("d-1", "downloading").kind == "ok"
+    remote.rest()
     for fd in (read_fd, write_fd, answer_fd, go_fd):
         os.close(fd)
+
+
+# One child and one connection for a deployment
+
+
+def no_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
+
+
+def test_requests_share_a_connection_until_nothing_is_asked_for_a_while(
+    peer: Peer, server: Server, remote: Remote
+) -> None:
+    peer.keeps_alive = True
+    remote.poll({"artifact_name": "r1"})
+    remote.report("d-1", "downloading")
+    remote.report("d-1", "installing")
+    remote.rest()
+    assert no_children()
+    remote.report("d-1", "success")
+    ports = [request.client_port for request in peer.requests]
+    assert len(set(ports[:4])) == 1
+    assert ports[4] != ports[0]
+    assert remote.token == "token-1"
+
+
+def test_the_child_is_ended_when_it_had_nothing_to_do(
+    server: Server, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remotes, "_REST_S", 0.0)
+    loop = Loop()
+    remote = Remote(config, Log(stream=io.StringIO()), loop)
+    remote.report("d-1", "downloading")
+    assert not no_children()
+    while not no_children():
+        loop.wait((), time.monotonic() + 0.001)
+    assert remote.report("d-1", "installing").kind == "ok"
+    remote.rest()
+
+
+def test_it_is_not_ended_in_the_middle_of_a_long_request(
+    peer: Peer, server: Server, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time after which it may rest passes while the server thinks."""
+    monkeypatch.setattr(remotes, "_REST_S", 0.01)
+    loop = Loop()
+    remote = Remote(config, Log(stream=io.StringIO()), loop)
+    remote.report("d-1", "downloading")
+    passed = threading.Event()
+    loop.call_at(time.monotonic() + 0.05, passed.set)
+
+    def respond(request: Request) -> Answer:
+        passed.wait(30)
+        return server.respond(request)
+
+    peer.respond = respond
+    assert remote.report("d-1", "installing").kind == "ok"
+    assert passed.is_set()
+    remote.rest()
+
+
+def test_a_killed_child_is_a_failed_reply_and_the_next_request_works(
+    peer: Peer, server: Server, remote: Remote
+) -> None:
+    def respond(request: Request) -> Answer:
+        if request.path.endswith("status"):
+            os.kill(remote._helper._process._child.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        return server.respond(request)
+
+    peer.respond = respond
+    reply = remote.report("d-1", "downloading")
+    assert (reply.kind, "signal 9" in reply.reason) == ("failed", True)
+    peer.respond = server.respond
+    assert remote.report("d-1", "downloading").kind == "ok"
+
+
+def test_the_child_writes_to_the_deployment_log_of_now(
+    server: Server, config: Config, tmp_path: Path
+) -> None:
+    """It was started before the log was opened, and outlives it."""
+    log = Log("debug", stream=io.StringIO())
+    remote = Remote(config, log)
+    remote.poll({"artifact_name": "r1"})
+    for deployment in ("d-1", "d-2"):
+        log.open_deployment(str(tmp_path), deployment)
+        server.answers = [Answer(401), Answer(204)]
+        assert remote.report(deployment, "downloading").kind == "ok"
+        assert "authorizing again" in Path(log.deployment_path).read_text()
+        log.close_deployment()
+    remote.report("d-3", "downloading")
+    logs = [path.read_text() for path in sorted(tmp_path.glob("deployments.*"))]
+    assert [text.count("authorizing again") for text in logs] == [1, 1]
+    assert "d-3" not in "".join(logs)
+    remote.rest()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the child process of `remote.py` does: requests and the download, over one set of connections."""
+
+from __future__ import annotations
+
+from update_agent import bootloader
+from update_agent.connection import Connector
+from update_agent.errors import UpdateError
+from update_agent.intake import Intake, describe, open_source
+from update_agent.loop import plain_wait
+from update_agent.remote import FAILED, OK, Reply
+from update_agent.server import Api, Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from update_agent.child import Channel
+    from update_agent.config import Config
+    from update_agent.log import Log
+
+
+class Worker:
+    """Performs the tasks that `Remote` makes, one at a time."""
+
+    def __init__(self, config: Config, log: Log) -> None:
+        self._config = config
+        self._log = log
+        self._connector = Connector(config)
+        self._api = Api(config, log, connector=self._connector)
+
+    def perform(self, channel: Channel, task: dict[str, Any]) -> object:
+        """The reply to a task, and the session after it. Raises UpdateError when a download fails."""
+        self._log.follow_deployment(task["log"])
+        self._api.session = Session(task["token"], task["url"])
+        if task["do"] == "download":
+            self._download(channel, *task["with"])
+            reply = Reply(OK)
+        else:
+            try:
+                reply = getattr(self._api, task["do"])(*task["with"])
+            except UpdateError as error:
+                reply = Reply(FAILED, reason=str(error))
+        return {"reply": reply.to_json(), "token": self._api.session.token, "url": self._api.session.url}
+
+    def _download(self, channel: Channel, deployment_id: str, uri: str, installed: dict[str, str]) -> None:
+        """Take an artifact in: show its headers to the parent, then stream the payload to its module."""
+        source = open_source(uri, self._config, self._log, _progress(channel), self._connector)
+        # Not the loop's wait: signals, D-Bus and the control socket are the parent's to serve.
+        intake = Intake(source, self._config, self._log, bootloader.find(plain_wait), plain_wait)
+        intake.accept(installed)
+        channel.ask(describe(intake.header))
+        if intake.header.payload_type is not None:
+            intake.prepare(installed)
+        intake.stream()
+
+
+def _progress(channel: Channel) -> Callable[[int, int | None], None]:
+    """Tell the parent about every hundredth of the download."""
+    told = 0
+
+    def progress(done_bytes: int, size_bytes: int | None) -> None:
+        nonlocal told
+        hundredth = done_bytes * 100 // size_bytes if size_bytes else 0
+        if hundredth > told:
+            told = hundredth
+            channel.send({"done_bytes": done_bytes, "size_bytes": size_bytes})
+
+    return progress
