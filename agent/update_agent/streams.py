@@ -78,6 +78,10 @@ class _BrokenStream(Exception):
     """The module closed a FIFO that we were writing to."""
 
 
+class _TimeUp(BaseException):
+    """The module's time limit passed while the source kept us waiting. Not for those who catch Exception."""
+
+
 def _is_readable(fd: int, timeout_ms: int) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
@@ -111,6 +115,7 @@ class Streams:
         self._wanted: Wanted | None = None
         self._talk: Generator[Wanted, None, None] | None = None
         self._broken_at: float | None = None
+        self._is_advancing = False
         self._sigpipe = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self.was_asked = False
         self.is_done = False
@@ -131,11 +136,14 @@ class Streams:
     # Waiting (in place of loop.plain_wait while the module runs)
 
     def wait(self, fds: Iterable[int], deadline: float | None) -> list[int]:
-        """Wait for `fds` while the module is fed. Errors of the payload's source come up from here."""
+        """Wait for `fds` while the module is fed. Errors of the payload's source come up from here.
+
+        A source that has nothing to give does not keep us beyond the deadline; the module gets no more then.
+        """
         fds = list(fds)
         if self._talk is None:
             self._talk = self._conversation()
-            self._advance()
+            self._advance(deadline)
         while True:
             if self._broken_at is not None:
                 give_up = self._broken_at + _BROKEN_GRACE_S
@@ -161,18 +169,33 @@ class Streams:
         ready = [number for number, _ in poller.poll(left_ms)]
         mine = [number for number in ready if number != fd]
         if fd in ready:
-            self._advance()
+            self._advance(deadline)
         if mine or (deadline is not None and time.monotonic() >= deadline):
             return mine
         return None
 
-    def _advance(self) -> None:
+    def _advance(self, deadline: float | None) -> None:
         assert self._talk is not None
+        # The source may block in the kernel, in a network read: only a signal gets us out of there.
+        before = signal.signal(signal.SIGALRM, self._alarm)
+        if deadline is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, deadline - time.monotonic()))
         try:
+            self._is_advancing = True
             self._wanted = next(self._talk, None)
         except _BrokenStream:
             self._wanted = None
             self._broken_at = time.monotonic()
+        except _TimeUp:
+            self._wanted = None  # and the FIFO stays open: its end would look like the end of the file
+        finally:
+            self._is_advancing = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _alarm(self, *_: object) -> None:
+        if self._is_advancing:
+            raise _TimeUp
 
     def _raise_broken(self) -> None:
         raise PayloadError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -309,6 +310,38 @@ def test_a_module_that_hangs_runs_into_the_time_limit(
     monkeypatch.setattr(module, "_timeout_s", 0.3)
     with pytest.raises(PayloadError, match="Download ran into its time limit"):
         module.download(iter([File("one", b"1")]))
+
+
+class Stalled(File):
+    """A source that has nothing more to give after the first bytes, as a network that went away."""
+
+    def __init__(self) -> None:
+        super().__init__("one", b"1" * 300_000)
+        self.pipe = os.pipe()
+
+    def readinto(self, buffer: memoryview) -> int:
+        try:
+            return (
+                super().readinto(buffer) if self.data.tell() < 100_000 else os.readv(self.pipe[0], [buffer])
+            )
+        except Exception as error:
+            raise AssertionError("the time limit is not for those who catch and try again") from error
+
+
+@pytest.mark.parametrize("end", ["exit 1", "sleep 1000"])
+def test_a_source_that_gives_nothing_does_not_keep_the_module_beyond_its_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(modules, "GRACE_S", 0.2)
+    module = bench.module(Download=f"trap '{end}' TERM\n{STREAM}\n: > tmp/complete")
+    monkeypatch.setattr(module, "_timeout_s", 0.5)
+    stalled = Stalled()
+    with pytest.raises(PayloadError, match=r"Download ran into its time limit .*ModuleTimeoutSeconds"):
+        module.download(iter([stalled]))
+    for fd in stalled.pipe:
+        os.close(fd)
+    assert not (bench.tree / "tmp/complete").exists()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_an_error_of_the_source_ends_the_module_before_it_sees_an_end(bench: Bench) -> None:
