@@ -2,6 +2,7 @@
 """Every decision about a deployment, without I/O: reports, hand-out, and what a button does to a map.
 
 The words are those of the device API (spec device-api.md section 4, control-map.md sections 1 and 8).
+gates.py has the decisions about many devices, schedule.py those about when.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _point(step: states.Step) -> Point:
 POINTS = tuple(
     _point(step)
     for step in states.DAEMON
-    if step.work.kind == "control" and step.work.subject in states.WIRE_POINTS
+    if step.work.subject in states.WIRE_POINTS and step.work.kind == "control"
 )
 BY_NAME = {point.name: point for point in POINTS}
 BY_STATUS = {point.status: point for point in POINTS}
@@ -45,6 +46,11 @@ REPORTABLE = (*RUNNING, *PAUSED, "success", "failure", "already-installed")
 FINISHED = ("success", "failure", "aborted", "noartifact", "already-installed", "decommissioned")
 STATUSES = ("pending", *RUNNING, *PAUSED, *FINISHED)
 FAILED = ("failure", "aborted", "noartifact", "decommissioned")
+SKIPPED = ("already-installed", "noartifact", "decommissioned")  # never tried
+
+# How far a device is. A status alone does not tell: "installing" is reported again before the commit.
+STAGES = ("Waiting", "Download", "Install", "Reboot", "Commit", "Done")
+MAX_RETRIES = 100
 
 # Worded so that a map exists but decides nothing: without a map a device never asks again (control-map.md
 # section 6, consequences), and a person could not stop it later.
@@ -56,7 +62,9 @@ OPEN_MAP: dict[str, Any] = {"states": {"ArtifactCommit_Enter": {"action": "conti
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do with a report. `answer`: store, known (nothing new), unknown (404) or conflict (409)."""
+    """What to do with a report. `answer`: store, retry (store, then another attempt), known (nothing new),
+    unknown (404) or conflict (409).
+    """
 
     answer: str
     substate: str = ""
@@ -64,16 +72,26 @@ class Verdict:
 
 
 def judge_report(
-    *, current: str, is_started: bool, substate: str, reported: str, reported_substate: str | None
+    *,
+    current: str,
+    is_started: bool,
+    substate: str,
+    reported: str,
+    reported_substate: str | None,
+    attempt: int = 1,
+    attempts: int = 1,
 ) -> Verdict:
     """Whether a device's report is taken, and the substate that is kept with it.
 
     The device is the only witness, so any word may follow any other while the deployment runs: after a power
     cut a device may well download again after it rebooted. A finished deployment stays as it finished.
+    `is_started`: the present attempt was handed out.
     """
     if current in ("aborted", "decommissioned"):
         return Verdict("conflict", reason=f"the deployment was {current} on the server")
     if not is_started and current == "pending":
+        if attempt > 1 and reported == "failure":
+            return Verdict("known", substate)  # of the attempt before; our answer got lost
         return Verdict("unknown", reason="the deployment was never handed out to this device")
     if current in FINISHED:
         if reported == current:
@@ -82,11 +100,29 @@ def judge_report(
     if reported == "failure":
         # Where it was when it failed; the agent sends the cause here, older clients send nothing.
         kept = reported_substate or substate
+        if attempt < attempts:
+            return Verdict("retry", kept)
     else:
         kept = reported_substate or ""
     if reported == current and kept == substate:
         return Verdict("known", kept)
     return Verdict("store", kept)
+
+
+def stage_after(stage: int, status: str, reported: str) -> int:
+    """How far a device is (a number in STAGES) after a report, from where it was."""
+    if reported in ("installing", "pause_before_rebooting"):
+        is_commit = reported == "installing" and (stage >= 3 or status == "pause_before_committing")
+        return 4 if is_commit else 2
+    known = {"downloading": 1, "pause_before_installing": 1, "rebooting": 3, "pause_before_committing": 3}
+    return 5 if reported == "success" else known.get(reported, stage)
+
+
+def stage_reaches(status: str, stage: int, point: str) -> bool:
+    """Whether a device waits at the point or got past it. One that is out of the deployment does not."""
+    if status in FAILED or status in SKIPPED:
+        return False
+    return status == BY_NAME[point].status or stage >= STAGES.index(BY_NAME[point].phase)
 
 
 # --- hand-out ------------------------------------------------------------------------------------------
@@ -129,6 +165,15 @@ def hand_out_map(control_map: Mapping[str, Any] | None, deployment_id: str) -> d
     if control_map is None:
         return None
     return {"id": deployment_id, **control_map}
+
+
+def device_map(
+    control_map: Mapping[str, Any] | None, decisions: Mapping[str, str] | None
+) -> Mapping[str, Any] | None:
+    """The map for one device: what was decided for it alone counts before what counts for all."""
+    for point, action in (decisions or {}).items():
+        control_map = with_action(control_map, point, action)
+    return control_map
 
 
 def check_map(value: Any, deployment_id: str) -> dict[str, Any]:
@@ -206,6 +251,8 @@ def waiting_points(statuses: Iterable[str]) -> list[Point]:
     return [point for point in POINTS if point.status in seen]
 
 
-def label(status: str) -> str:
+def label(status: str, stage: int = 0) -> str:
     """A status for people."""
+    if status == "installing" and STAGES[stage] == "Commit":
+        return "committing"
     return BY_STATUS[status].label if status in BY_STATUS else status.replace("-", " ")

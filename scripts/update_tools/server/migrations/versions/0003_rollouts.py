@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedules, phases, gates, attempts, decisions for single devices, live progress."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -9,39 +11,6 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-NEW = {
-    "devices": (sa.Column("group_name", sa.Text(), nullable=False, server_default=""),),
-    "deployments": (
-        sa.Column("created_by", sa.Text(), nullable=False, server_default=""),
-        sa.Column("start_at", sa.DateTime(), nullable=True),
-        sa.Column("retries", sa.Integer(), nullable=False, server_default="0"),
-        sa.Column("phases", sa.Text(), nullable=True),
-        sa.Column("targets", sa.Text(), nullable=True),
-        sa.Column("rules", sa.Text(), nullable=True),
-        sa.Column("gate_states", sa.Text(), nullable=True),
-        sa.Column("held_at", sa.DateTime(), nullable=True),
-        sa.Column("held_why", sa.Text(), nullable=False, server_default=""),
-        sa.Column("held_waived", sa.Integer(), nullable=False, server_default="0"),
-        sa.Column("map_version", sa.Integer(), nullable=False, server_default="1"),
-    ),
-    "deployment_devices": (
-        sa.Column("log_attempt", sa.Integer(), nullable=False, server_default="0"),
-        sa.Column("phase", sa.Integer(), nullable=False, server_default="0"),
-        sa.Column("due_at", sa.DateTime(), nullable=True),
-        sa.Column("handed_out_at", sa.DateTime(), nullable=True),
-        sa.Column("attempt", sa.Integer(), nullable=False, server_default="1"),
-        sa.Column("stage", sa.Integer(), nullable=False, server_default="0"),
-        sa.Column("decisions", sa.Text(), nullable=True),
-        sa.Column("map_version", sa.Integer(), nullable=False, server_default="0"),
-        sa.Column("map_taken", sa.Integer(), nullable=False, server_default="0"),
-        sa.Column("map_taken_at", sa.DateTime(), nullable=True),
-        sa.Column("progress_bytes", sa.BigInteger(), nullable=True),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=True),
-        sa.Column("script", sa.Text(), nullable=False, server_default=""),
-        sa.Column("progress_at", sa.DateTime(), nullable=True),
-        sa.Column("vanished_at", sa.DateTime(), nullable=True),
-    ),
-}
 # What a status says about the stage; "installing" before the commit cannot be told from it.
 STAGES = {
     1: "('downloading', 'pause_before_installing')",
@@ -51,10 +20,46 @@ STAGES = {
 }
 
 
+def new_columns() -> dict[str, tuple[sa.Column[Any], ...]]:
+    return {
+        "devices": (sa.Column("group_name", sa.Text(), nullable=False, server_default=""),),
+        "deployments": (
+            sa.Column("created_by", sa.Text(), nullable=False, server_default=""),
+            sa.Column("start_at", sa.DateTime(), nullable=True),
+            sa.Column("retries", sa.Integer(), nullable=False, server_default="0"),
+            sa.Column("phases", sa.Text(), nullable=True),
+            sa.Column("targets", sa.Text(), nullable=True),
+            sa.Column("rules", sa.Text(), nullable=True),
+            sa.Column("gate_states", sa.Text(), nullable=True),
+            sa.Column("held_at", sa.DateTime(), nullable=True),
+            sa.Column("held_why", sa.Text(), nullable=False, server_default=""),
+            sa.Column("held_waived", sa.Integer(), nullable=False, server_default="0"),
+            sa.Column("map_version", sa.Integer(), nullable=False, server_default="1"),
+        ),
+        "deployment_devices": (
+            sa.Column("log_attempt", sa.Integer(), nullable=False, server_default="0"),
+            sa.Column("phase", sa.Integer(), nullable=False, server_default="0"),
+            sa.Column("due_at", sa.DateTime(), nullable=True),
+            sa.Column("handed_out_at", sa.DateTime(), nullable=True),
+            sa.Column("attempt", sa.Integer(), nullable=False, server_default="1"),
+            sa.Column("stage", sa.Integer(), nullable=False, server_default="0"),
+            sa.Column("decisions", sa.Text(), nullable=True),
+            sa.Column("map_version", sa.Integer(), nullable=False, server_default="0"),
+            sa.Column("map_taken", sa.Integer(), nullable=False, server_default="0"),
+            sa.Column("map_taken_at", sa.DateTime(), nullable=True),
+            sa.Column("progress_bytes", sa.BigInteger(), nullable=True),
+            sa.Column("size_bytes", sa.BigInteger(), nullable=True),
+            sa.Column("script", sa.Text(), nullable=False, server_default=""),
+            sa.Column("progress_at", sa.DateTime(), nullable=True),
+            sa.Column("vanished_at", sa.DateTime(), nullable=True),
+        ),
+    }
+
+
 def upgrade() -> None:
-    for table, columns in NEW.items():
+    for table, columns in new_columns().items():
         for column in columns:
-            op.add_column(table, column.copy())
+            op.add_column(table, column)
     op.create_index(op.f("ix_devices_group_name"), "devices", ["group_name"])
     op.create_index(
         "ix_deployment_devices_status", "deployment_devices", ["deployment_id", "status", "stage"]
@@ -67,7 +72,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_deployment_devices_status", "deployment_devices")
     op.drop_index(op.f("ix_devices_group_name"), "devices")
-    for table, columns in NEW.items():
+    for table, columns in new_columns().items():
         with op.batch_alter_table(table) as batch:
             for column in columns:
                 batch.drop_column(column.name)
