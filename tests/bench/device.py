@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 ACTIVE, INACTIVE = "/dev/slot2", "/dev/slot3"
+SERVER_CERTIFICATE = "/etc/mender/server.crt"
 ENV_BYTES = 16 << 10
 ENVIRONMENT = {
     "mender_boot_part": "2",
@@ -146,6 +147,7 @@ class Device:
         for name in ("alternatives", "ssl"):
             if Path("/etc", name).is_dir():
                 shutil.copytree(f"/etc/{name}", self.root / "etc" / name, symlinks=True)
+        (self.root / "etc/mtab").symlink_to("/proc/self/mounts")
         self.write("etc/hosts", "127.0.0.1 localhost\n")
         self.write("etc/fw_env.config", f"/data/uboot.env 0x0 {ENV_BYTES:#x}\n")
         self.write("etc/mender/artifact_info", "artifact_name=old\n")
@@ -154,7 +156,7 @@ class Device:
 
     def write(self, name: str, content: str | bytes, mode: int = 0o644) -> None:
         """A file of the device."""
-        path = self.root / name
+        path = self.root / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         path.chmod(mode)
@@ -165,10 +167,38 @@ class Device:
         for number in range(16):
             os.mknod(self.root / f"dev/loop{number}", stat.S_IFBLK | 0o600, os.makedev(7, number))
 
+    def name_disk_of(self, folder: Path) -> None:
+        """A node for the disk that a shown folder is on, for who looks who owns it; it cannot be opened."""
+        number = folder.stat().st_dev
+        wanted = f"{os.major(number)}:{os.minor(number)}"
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            fields = line.split()
+            source = fields[fields.index("-") + 2]
+            if fields[2] == wanted and source.startswith("/dev/"):
+                nodes = self.root / "media/nodes"
+                nodes.mkdir(parents=True, exist_ok=True)
+                run(["mount", "-t", "tmpfs", "-o", "nodev", "tmpfs", nodes])
+                os.mknod(nodes / "disk", stat.S_IFBLK | 0o400, number)
+                (self.root / source[1:]).symlink_to("/media/nodes/disk")
+                return
+
     def configure(self, **keys: object) -> None:
         """mender.conf: the two slots, and these keys."""
-        document = {"RootfsPartA": ACTIVE, "RootfsPartB": INACTIVE, "DBus": {"Enabled": False}, **keys}
+        document = {
+            "RootfsPartA": ACTIVE,
+            "RootfsPartB": INACTIVE,
+            "ServerCertificate": SERVER_CERTIFICATE,
+            "DBus": {"Enabled": False},
+            **keys,
+        }
         self.write("etc/mender/mender.conf", json.dumps(document))
+
+    def trust(self, certificate: Path) -> None:
+        """As the server's own (ServerCertificate), and among the authorities, for who only looks there."""
+        text = certificate.read_text()
+        self.write(SERVER_CERTIFICATE, text)
+        path = self.root / "etc/ssl/certs/ca-certificates.crt"
+        self.write(str(path.relative_to(self.root)), (path.read_text() if path.exists() else "") + text)
 
     def show(self, folder: Path, at: str) -> None:
         """Let the device see a folder of the host, read-only."""

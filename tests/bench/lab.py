@@ -83,8 +83,8 @@ class Lab:
     def _agents(self, folder: Path, slot: Slot, stuff: Material, servers: dict[str, Server]) -> list[Agent]:
         device = self._device(folder, slot)
         device.show(stuff.folder, MATERIAL)
-        device.write("etc/bench.crt", servers["https"].certificate.read_bytes())
-        device.configure(ServerCertificate="/etc/bench.crt")
+        device.trust(servers["https"].certificate)
+        device.configure()
         return [UpdateAgent(device)]
 
     def _peers(
@@ -103,10 +103,11 @@ class Lab:
             device.show(stuff.folder, MATERIAL)
             releases = peers.releases(device, stuff, quick=self._options.quick)
             device.show(releases, peers.RELEASES)
+            device.name_disk_of(releases)
             if releases not in folders:
                 folders.append(releases)
-            device.write("etc/bench.crt", servers["https"].certificate.read_bytes())
-            device.configure(ServerCertificate="/etc/bench.crt")
+            device.trust(servers["https"].certificate)
+            device.configure()
             agent = peers.start(name, device)
             self._closing.append(agent.close)
             found.append(agent)

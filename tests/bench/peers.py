@@ -135,7 +135,11 @@ class Rauc(Agent):
     def install(self, source: str, *, sample: bool = False) -> Cost:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")  # forget the peak
         before = cpu_s(self.pid)
-        cost = measure(["rauc", "install", source], root=self.device.root, env=self.ENV, sample=sample)
+        try:
+            cost = measure(["rauc", "install", source], root=self.device.root, env=self.ENV, sample=sample)
+        except BenchError as error:
+            said = (self.device.root / "tmp/daemon.log").read_text(errors="replace")
+            raise BenchError(f"{error}; the service says: {said[-1000:]}") from error
         peak = status_kib(self.pid, "VmHWM") / 1024
         return Cost(
             cost.wall_s,
@@ -214,7 +218,7 @@ def releases(device: Device, stuff: Material, *, quick: bool) -> Path:
         finally:
             run(["umount", point])
 
-    name = cache.key("1", stuff.folder.name, str(quick), *sorted(missing()))
+    name = cache.key("2", stuff.folder.name, str(quick), *sorted(missing()))
     folder = cache.made("speed-releases", name, make)
     keys(device, folder)
     return folder
@@ -257,7 +261,7 @@ def _swu(device: Device, folder: Path, image: Path, name: str, *, quick: bool) -
         subprocess.run([*program, image], stdout=target, check=True)
     digest = run(["sha256sum", content / "image"]).split()[0]
     (content / "sw-description").write_text(_SW_DESCRIPTION % (digest, attribute))
-    sign = ["-sign", "-binary", "-outform", "DER", "-nosmimecap", "-nocerts"]
+    sign = ["-sign", "-binary", "-outform", "DER", "-nosmimecap"]
     who = ["-signer", folder / "cert.pem", "-inkey", folder / "key.pem"]
     paths = ["-in", content / "sw-description", "-out", content / "sw-description.sig"]
     run(["openssl", "cms", *sign, *who, *paths])
