@@ -55,11 +55,14 @@ KEYS: tuple[tuple[str, str, object, str], ...] = (
     ("PauseSurvivesRestart", "bool", True, "pause_survives_restart"),
     # Ours. Members of this group may use the control socket, beside root.
     ("ControlGroup", "text", "", "control_group"),
+    # Ours. What one run of a state script may add to the logs; an upload has at least its last 10 KiB.
+    ("ScriptOutputLimitBytes", "bytes", 256 << 10, "script_output_limit_bytes"),
     # Ours. First wait of every backoff, its unit, and the least cap for reports and map refreshes.
     ("RetryFirstIntervalSeconds", "seconds", 60, "retry_first_interval_s"),
 )
 
-_BY_NAME = {key.lower(): (key, kind, attribute) for key, kind, _, attribute in KEYS}
+_BY_NAME = {row[0].lower(): row for row in KEYS}
+_NUMBERS = ("seconds", "bytes", "count", "retries")
 _GROUPS = {key.split(".")[0].lower() for key, _, _, _ in KEYS if "." in key}
 
 
@@ -69,7 +72,7 @@ def _convert(kind: str, value: object) -> object:
         return value
     if kind == "text" and isinstance(value, str):
         return value
-    if kind in {"seconds", "count", "retries"} and isinstance(value, int) and not isinstance(value, bool):
+    if kind in _NUMBERS and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind == "texts" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return list(value)
@@ -127,6 +130,7 @@ class Config:
         self.rootfs_part_b: str
         self.pause_survives_restart: bool
         self.control_group: str
+        self.script_output_limit_bytes: int
         self.retry_first_interval_s: int
         for _, _, default, attribute in KEYS:
             setattr(self, attribute, default)
@@ -233,7 +237,7 @@ class Config:
             known = _BY_NAME.get(name.lower())
             if known is None:
                 continue
-            key, kind, attribute = known
+            key, kind, default, attribute = known
             try:
                 converted = _convert(kind, value)
             except TypeError as error:
@@ -242,8 +246,8 @@ class Config:
             if kind == "retries" and not 1 <= int(str(converted)) <= 10000:
                 raise ConfigError(f"{source}: {key} is {converted}, it must be 1 … 10000")
             seen.add(key)
-            if kind == "seconds" and int(str(converted)) <= 0:
-                continue  # 0 and negative mean the default
+            if kind in {"seconds", "bytes"} and int(str(converted)) <= 0:
+                converted = default
             setattr(self, attribute, converted)
         for one, many in (("ServerURL", "Servers"), ("ArtifactVerifyKey", "ArtifactVerifyKeys")):
             if {one, many} <= seen:

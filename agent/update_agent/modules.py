@@ -8,7 +8,7 @@ import os
 from update_agent.errors import PayloadError, ProcError
 from update_agent.files import remove_tree
 from update_agent.loop import plain_wait
-from update_agent.output import OutputLines
+from update_agent.output import MODULE, OutputLines
 from update_agent.payload import QUERIES
 from update_agent.proc import output, run
 from update_agent.store import sync_directory
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from update_agent.proc import Result
     from update_agent.slot_writer import Source
 
-OUTPUT_PREFIX = "Update Module output (%s): "
 # After SIGTERM at the time limit, before SIGKILL.
 GRACE_S = 10.0
 _COPY_BYTES = 1 << 18
@@ -65,7 +64,7 @@ class ExternalModule:
             )
         except ProcError as error:
             raise PayloadError(f"update module {self._path}: {error.message}", hint=error.hint) from error
-        lines = OutputLines(self._log, OUTPUT_PREFIX)
+        lines = OutputLines(self._log, MODULE)
         lines.feed("stderr", stderr)
         lines.close()
         self._check(name, result)
@@ -134,7 +133,7 @@ class ExternalModule:
             )
 
     def _run(self, name: str, wait: Wait) -> Result:
-        lines = OutputLines(self._log, OUTPUT_PREFIX)
+        lines = OutputLines(self._log, MODULE)
         try:
             return run(
                 self._argv(name),

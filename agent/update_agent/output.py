@@ -7,6 +7,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from update_agent.log import Log
 
+SCRIPT = "Collected output (%s) while running script: "
+MODULE = "Update Module output (%s): "
+PREFIXES = (SCRIPT.partition("%")[0], MODULE.partition("%")[0])
 _MAX_LINE_BYTES = 4096
 
 

@@ -20,7 +20,7 @@ import time
 from update_agent.errors import ProcError, ScriptError
 from update_agent.files import remove_tree, write
 from update_agent.loop import plain_wait
-from update_agent.output import OutputLines
+from update_agent.output import SCRIPT, OutputLines
 from update_agent.proc import run
 from update_agent.states import ACTIONS, ARTIFACT, STATE_BY_NAME
 from update_agent.store import sync_directory
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 SUPPORTED_VERSIONS = (2, 3)
 RETRY_LATER = 21
-OUTPUT_LIMIT_BYTES = 10 * 1024
 _DIGITS = "0123456789"
 
 
@@ -174,7 +173,7 @@ def _run_script(path: str, env: Mapping[str, str], config: Config, log: Log, wai
         limit_s = float(config.script_timeout_s)
         if window_end is not None:
             limit_s = min(limit_s, window_end - time.monotonic())
-        result = _attempt(path, env, limit_s, log, wait)
+        result = _attempt(path, env, limit_s, config, log, wait)
         now = time.monotonic()
         if result.timed_out:
             if window_end is not None and now >= window_end:
@@ -209,10 +208,12 @@ def _window_error(path: str, config: Config) -> ScriptError:
     )
 
 
-def _attempt(path: str, env: Mapping[str, str], limit_s: float, log: Log, wait: Wait) -> Result:
+def _attempt(
+    path: str, env: Mapping[str, str], limit_s: float, config: Config, log: Log, wait: Wait
+) -> Result:
     """Run the script once, its output and its end logged. At the limit the whole process group is killed."""
     name = os.path.basename(path)
-    lines = OutputLines(log, "Collected output (%s) while running script: ", limit_bytes=OUTPUT_LIMIT_BYTES)
+    lines = OutputLines(log, SCRIPT, limit_bytes=config.script_output_limit_bytes)
     try:
         result = run([path], timeout_s=limit_s, env=env, on_output=lines.feed, wait=wait)
     except ProcError as error:

@@ -95,6 +95,14 @@ def test_no_interval_means_the_default(places: Path, value: int) -> None:
     assert (config.update_poll_interval_s, config.script_timeout_s) == (1800, 3600)
 
 
+@pytest.mark.parametrize("value", [0, -5])
+def test_no_size_means_the_default_even_if_the_fallback_has_one(places: Path, value: int) -> None:
+    write(places / "store/mender.conf", {"ScriptOutputLimitBytes": 5000, "ModuleTimeoutSeconds": 5})
+    assert load().script_output_limit_bytes == 5000
+    config = main_file(places, {"ScriptOutputLimitBytes": value, "ModuleTimeoutSeconds": value})
+    assert (config.script_output_limit_bytes, config.module_timeout_s) == (256 << 10, 14400)
+
+
 def test_maps_live_twice_the_poll_interval_unless_told(places: Path) -> None:
     assert main_file(places, {"UpdatePollIntervalSeconds": 100}).map_expiration_s == 200
     assert main_file(places, {"UpdateControlMapExpirationTimeSeconds": 7}).map_expiration_s == 7

@@ -59,6 +59,48 @@ def test_the_oldest_entries_are_dropped_at_an_entry_boundary() -> None:
     assert len(body) > 990_000
 
 
+SCRIPT = "Collected output (stdout) while running script: "
+MODULE = "Update Module output (stderr): "
+
+
+def output(number: int, lines: int, prefix: str = SCRIPT) -> list[bytes]:
+    """A log of one script: what came before, its output, its end."""
+    printed = [line(1, f"{prefix}{number}.{index} {'x' * 80}") for index in range(lines)]
+    return [
+        line(0, f"begin {number}"),
+        *printed,
+        line(2, f"State script {number} exited with 1 after 1.00 s"),
+    ]
+
+
+def test_long_output_is_cut_to_its_end_before_anything_else_is_dropped() -> None:
+    """Whatever one of them prints, each script's last 10 KiB and every other line get through."""
+    logs = [
+        output(1, 20),
+        output(2, 60_000),
+        output(3, 500),
+        output(4, 20_000, MODULE),
+    ]
+    body = logupload.body(entry for log in logs for entry in log)
+    assert len(body) <= 1_000_000
+    first, *rest = (entry["message"] for entry in messages(body))
+    assert first == logupload.TRUNCATED
+    for script, log in enumerate(logs, 1):
+        sent = [message for message in rest if f": {script}." in message]
+        whole = [json.loads(entry)["message"] for entry in log[1:-1]]
+        assert sent == whole[-len(sent) :]
+        assert len(sent) == len(whole) or 10 << 10 <= sum(map(len, sent)) < (10 << 10) + 200
+        assert f"begin {script}" in rest
+        assert f"State script {script} exited with 1 after 1.00 s" in rest
+        if len(sent) < len(whole):
+            assert f"(THE FIRST {len(whole) - len(sent)} LINES OF THIS OUTPUT ARE LEFT OUT)" in rest
+
+
+def test_output_that_fits_is_sent_whole() -> None:
+    log = output(1, 4000)
+    assert messages(logupload.body(log)) == [json.loads(entry) for entry in log]
+
+
 @given(st.lists(st.binary(max_size=60)), st.integers(0, 300))
 def test_any_content_makes_a_valid_body(lines: list[bytes], limit: int) -> None:
     for entry in messages(logupload.body(lines, limit)):

@@ -39,14 +39,16 @@ class Hook:
         path.chmod(mode)
         return path
 
-    def run(self, policy: str = "fail", env: dict[str, str] | None = None) -> scripts.Outcome:
+    def run(
+        self, policy: str = "fail", env: dict[str, str] | None = None, log: Log | None = None
+    ) -> scripts.Outcome:
         return scripts.run_hook(
             "ArtifactInstall",
             "Enter",
             directory=str(self.directory),
             policy=policy,
             config=self.config,
-            log=Log(stream=self.stream),
+            log=log or Log(stream=self.stream),
             env=env or {},
         )
 
@@ -302,12 +304,28 @@ def test_output_is_logged_line_by_line_with_its_stream(hook: Hook) -> None:
         assert f"{prefix % stream}{line}\n" in hook.log
 
 
-def test_output_is_cut_at_ten_kib_per_script(hook: Hook) -> None:
+CHATTY = "head -c 100000 /dev/zero | tr '\\0' '~' | fold -w 99"
+
+
+def test_output_is_kept_whole_in_the_log_of_the_deployment(hook: Hook, tmp_path: Path) -> None:
+    hook.add("ArtifactInstall_Enter_01", f"{CHATTY}; {CHATTY} >&2")
+    log = Log(stream=hook.stream)
+    log.open_deployment(str(tmp_path), "3f1c")
+    assert hook.run(log=log).ok
+    log.close_deployment()
+    for text in (hook.log, (tmp_path / "deployments.0000.3f1c.log").read_text()):
+        assert text.count("~") == 2 * 100_000
+        assert text.count("(stdout) while running script: ~") == text.count("(stderr) while") == 1011
+        assert "truncated" not in text
+
+
+def test_output_is_cut_at_the_configured_size_per_script(hook: Hook) -> None:
+    hook.config.script_output_limit_bytes = 20_000
     for number in "12":
-        hook.add(f"ArtifactInstall_Enter_0{number}", "head -c 100000 /dev/zero | tr '\\0' x | fold -w 99")
+        hook.add(f"ArtifactInstall_Enter_0{number}", CHATTY)
     assert hook.run().ok
-    assert hook.log.count("[output truncated after 10240 bytes]") == 2
-    assert 2 * 10000 < hook.log.count("x") <= 2 * 10240
+    assert hook.log.count("[output truncated after 20000 bytes]") == 2
+    assert 2 * 19_700 < hook.log.count("~") <= 2 * 20_000
 
 
 # Scripts of an artifact
