@@ -18,7 +18,6 @@ import pytest
 from update_tools.bench.qemu import DESK, Board
 from update_tools.demo.artifacts import make_artifact
 from update_tools.server import run
-from update_tools.server.client import Management
 
 from .conftest import Images, NewBoard
 
@@ -45,7 +44,7 @@ class Field:
 
     def __init__(self, board: Board, server: run.Server, artifacts: Callable[..., Path]) -> None:
         self.board = board
-        self.management = Management(server.url)
+        self.management = server.management()
         self._artifacts = artifacts
         self.deployment = ""
         self.image = Path()

@@ -12,13 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
+from fastapi.routing import APIRoute
 from tests.server.fake_device import FakeDevice
 
+from update_tools.server import accounts
 from update_tools.server.app import create_app
 from update_tools.server.client import Management
-from update_tools.server.settings import Settings
+from update_tools.server.settings import House, Settings
+from update_tools.server.who import Who
+from update_tools.server.wire import TimedProtocol
 
 
 class ThreadServer:
@@ -28,10 +33,32 @@ class ThreadServer:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.data = settings.data
-        config = uvicorn.Config(create_app(settings), log_config=None, access_log=False)
+        self._app = app = create_app(settings)
+        self.house: House = app.state.house
+        with self.house.db.write(Who(name="tests", scope="admin")) as session:
+            self.token = accounts.add_token(session, "tests", "admin", replace=True)[1]
+        config = uvicorn.Config(
+            app, http=TimedProtocol, log_config=None, access_log=False, proxy_headers=False
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
         self._thread.start()
+
+    def management(self) -> Management:
+        return Management(self.url, self.token)
+
+    @property
+    def auth(self) -> dict[str, str]:
+        """The header that lets a test's own request in."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def routes(self) -> list[APIRoute]:
+        """All routes of the application."""
+        return [route for route in self._app.routes if isinstance(route, APIRoute)]
+
+    def http(self) -> httpx.Client:
+        """For a test's own requests to the management API."""
+        return httpx.Client(base_url=self.url, headers=self.auth, timeout=30)
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -66,7 +93,14 @@ def strict_server(serve: Callable[..., ThreadServer]) -> ThreadServer:
 
 @pytest.fixture
 def management(server: ThreadServer) -> Management:
-    return Management(server.url)
+    return server.management()
+
+
+@pytest.fixture
+def operator(server: ThreadServer) -> Iterator[httpx.Client]:
+    """Somebody with an admin token."""
+    with server.http() as client:
+        yield client
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def main(work: Path, program: str) -> None:
             argv = [program, "--no-syslog", "--log-level", "debug", "--data", str(work / "state"), "daemon"]
             client = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
-            walk(Management(server.url), work)
+            walk(server.management(), work)
         finally:
             client.terminate()
             client.wait(20)

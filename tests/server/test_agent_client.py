@@ -13,7 +13,6 @@ from update_agent.config import Config
 from update_agent.log import Log
 from update_agent.remote import ABORTED, GONE, NOTHING, OK, Remote
 from update_agent.transfer import Download
-from update_tools.server.client import Management
 from update_tools.server.run import Server, start
 
 PAUSE_REBOOT = {"states": {"ArtifactReboot_Enter": {"action": "pause"}}}
@@ -52,7 +51,7 @@ def config(tmp_path: Path, process: Server) -> Config:
 def test_whole_life(
     config: Config, process: Server, tmp_path: Path, write_artifact: Callable[..., Path]
 ) -> None:
-    management = Management(process.url)
+    management = process.management()
     artifact = write_artifact("release-2")
     management.upload(artifact)
     log = Log("debug")
@@ -94,7 +93,7 @@ def test_whole_life(
 
 
 def test_abort(config: Config, process: Server, write_artifact: Callable[..., Path]) -> None:
-    management = Management(process.url)
+    management = process.management()
     management.upload(write_artifact("release-2"))
     remote = Remote(config, Log("debug"))
     remote.poll(PROVIDES)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.server.conftest import ThreadServer
 from tests.server.fake_device import KEY_KINDS, FakeDevice, make_key, sign
@@ -17,7 +18,7 @@ from update_tools.server.client import Management
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
 def test_whole_life(strict_server: ThreadServer, write_artifact: Callable[..., Path], kind: str) -> None:
-    management = Management(strict_server.url)
+    management = strict_server.management()
     device = FakeDevice(strict_server.url, "52:54:00:00:00:01", kind)
 
     waiting = device.authorize()
@@ -180,17 +181,19 @@ def test_inventory_replaces(device: FakeDevice, management: Management) -> None:
     assert management.inventory(device_id) == {"kernel": "6.6"}
 
 
-def test_rejecting_ends_the_token_at_once(device: FakeDevice, management: Management) -> None:
+def test_rejecting_ends_the_token_at_once(
+    device: FakeDevice, management: Management, operator: httpx.Client
+) -> None:
     key = management.known_devices()[0]["auth_sets"][0]
     device_id = management.known_devices()[0]["id"]
     path = f"/api/management/v2/devauth/devices/{device_id}/auth/{key['id']}/status"
-    assert device.http.put(path, json={"status": "rejected"}).status_code == 204
+    assert operator.put(path, json={"status": "rejected"}).status_code == 204
     assert device.poll().status_code == 401
     assert device.authorize().status_code == 401, "a rejected key stays rejected, also with --auto-accept"
 
 
 def test_a_new_key_needs_a_new_decision(strict_server: ThreadServer) -> None:
-    management = Management(strict_server.url)
+    management = strict_server.management()
     device = FakeDevice(strict_server.url, "52:54:00:00:00:01")
     device.authorize()
     management.accept(management.known_devices()[0]["id"])
@@ -230,7 +233,7 @@ def test_wrong_signature(server: ThreadServer, kind: str) -> None:
         assert answer.status_code == 401, signature
         assert answer.json()["error"]
         assert answer.json()["request_id"]
-    assert Management(server.url).known_devices() == [], "a request that proves nothing leaves nothing"
+    assert server.management().known_devices() == [], "a request that proves nothing leaves nothing"
 
 
 def test_key_order_of_the_identity_makes_no_second_device(server: ThreadServer) -> None:
@@ -239,11 +242,11 @@ def test_key_order_of_the_identity_makes_no_second_device(server: ThreadServer) 
     device.authorize()
     device.identity = '{ "serial": "2", "mac": "1" }'
     device.authorize()
-    assert len(Management(server.url).known_devices()) == 1
+    assert len(server.management().known_devices()) == 1
 
 
 def test_an_identity_with_half_a_surrogate(server: ThreadServer) -> None:
     device = FakeDevice(server.url, "52:54:00:00:00:01")
     device.identity = r'{"mac":"1","serial":"\udcff"}'
     assert device.authorize().status_code == 200
-    assert "?" in Management(server.url).known_devices()[0]["identity_data"]
+    assert "?" in server.management().known_devices()[0]["identity_data"]

@@ -61,7 +61,7 @@ def test_forged_and_expired_links(
     serve: Callable[..., ThreadServer], write_artifact: Callable[..., Path]
 ) -> None:
     server = serve(auto_accept=True, link_lifetime_s=-1)
-    management = Management(server.url)
+    management = server.management()
     artifact_id = management.upload(write_artifact("release-2"))
     device = FakeDevice(server.url, "52:54:00:00:00:01")
     device.authorize()
@@ -95,7 +95,7 @@ def test_link_with_public_url(
     serve: Callable[..., ThreadServer], write_artifact: Callable[..., Path]
 ) -> None:
     server = serve(auto_accept=True, public_url="https://updates.example/field/")
-    management = Management(server.url)
+    management = server.management()
     management.upload(write_artifact("release-2"))
     device = FakeDevice(server.url, "52:54:00:00:00:01")
     device.authorize()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +162,16 @@ MANAGEMENT_TABLE: dict[str, tuple[str, str, Any, int, str]] = {
 
 
 @pytest.fixture
-def names(device: FakeDevice, management: Management, release_2: Path) -> dict[str, str]:
+def names(
+    device: FakeDevice, management: Management, release_2: Path, server: ThreadServer
+) -> dict[str, str]:
     """The ids that a table row may name."""
     deployment_id = management.deploy("running", "release-2")
     device.poll()
     return {
         "id": deployment_id,
         "device": management.known_devices()[0]["id"],
-        "artifact": device.http.get(f"{MANAGE}/artifacts").json()[0]["id"],
+        "artifact": server.http().get(f"{MANAGE}/artifacts").json()[0]["id"],
     }
 
 
@@ -191,10 +194,10 @@ def test_device_table(device: FakeDevice, management: Management, names: dict[st
     assert management.devices(names["id"])[0]["status"] == "pending", "nothing of it counted"
 
 
-def test_management_table(device: FakeDevice, management: Management, names: dict[str, str]) -> None:
+def test_management_table(operator: httpx.Client, management: Management, names: dict[str, str]) -> None:
     for what, (method, path, body, status, reason) in MANAGEMENT_TABLE.items():
         headers = {"Content-Type": "application/json"}
-        answer = device.http.request(method, path.format(**names), content=encode(body), headers=headers)
+        answer = operator.request(method, path.format(**names), content=encode(body), headers=headers)
         check(answer, status, reason, what)
     assert management.deployment(names["id"])["status"] == "pending"
 
@@ -316,7 +319,11 @@ def test_endless_chunks(device: FakeDevice) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "10.0.2.2:8080", "127.0.0.1.evil.example", "localhost@evil", ""]
 )
-def test_pages_answer_to_this_machines_names_only(server: ThreadServer, host: str) -> None:
+def test_without_a_login_pages_answer_to_this_machines_names_only(
+    serve: Callable[..., ThreadServer], host: str
+) -> None:
+    server = serve(needs_login=False, is_open=False)
+    assert httpx.get(server.url + "/devices").status_code == 200
     for path in ("/", "/devices", "/api/management/v2/devauth/devices", "/api/openapi.json"):
         assert httpx.get(server.url + path, headers={"Host": host}).status_code in (400, 403)
 
@@ -332,10 +339,10 @@ def test_pages_answer_to_this_machines_names_only(server: ThreadServer, host: st
     ids=str,
 )
 def test_a_foreign_page_changes_nothing(
-    device: FakeDevice, names: dict[str, str], management: Management, headers: dict[str, str]
+    operator: httpx.Client, names: dict[str, str], management: Management, headers: dict[str, str]
 ) -> None:
     body = {"status": "aborted"}
-    answer = device.http.put(f"{MANAGE}/deployments/{names['id']}/status", json=body, headers=headers)
+    answer = operator.put(f"{MANAGE}/deployments/{names['id']}/status", json=body, headers=headers)
     check(answer, 403, "another site", str(headers))
     assert management.deployment(names["id"])["status"] == "pending"
 

@@ -12,18 +12,26 @@ import pytest
 from tests.server.conftest import ThreadServer
 from tests.server.fake_device import FakeDevice
 
+from update_tools.server import accounts
 from update_tools.server.client import Management
+from update_tools.server.who import Who
 
+PASSWORD = "correct horse battery"
 PAUSE_REBOOT = {"states": {"ArtifactReboot_Enter": {"action": "pause"}}}
 
 
 class Browser:
     """Keeps cookies, reads the form token of the last page, follows redirects."""
 
-    def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, follow_redirects=True, timeout=30)
+    def __init__(self, server: ThreadServer, name: str = "mia", role: str = "deploy") -> None:
+        self.http = httpx.Client(base_url=server.url, follow_redirects=True, timeout=30)
         self.text = ""
         self.url = ""
+        with server.house.db.write(Who(name="tests")) as session:
+            if name not in {user.name for user in accounts.users(session)}:
+                accounts.add_user(session, server.house.passwords, name, PASSWORD, role)
+        self.open("/login")
+        self.submit("/login", {"name": name, "password": PASSWORD, "next": "/"})
 
     def open(self, path: str) -> str:
         return self._take(self.http.get(path))
@@ -45,11 +53,11 @@ class Browser:
 
 @pytest.fixture
 def browser(server: ThreadServer) -> Browser:
-    return Browser(server.url)
+    return Browser(server)
 
 
 def test_from_upload_to_success(strict_server: ThreadServer, write_artifact: Callable[..., Path]) -> None:
-    browser = Browser(strict_server.url)
+    browser = Browser(strict_server)
     assert "No deployment yet" in browser.open("/")
     device = FakeDevice(strict_server.url, "52:54:00:00:00:01")
     device.authorize()
@@ -182,7 +190,7 @@ def test_refused_forms_come_back_with_the_reason(
 
 
 def test_forms_need_their_token(
-    browser: Browser, management: Management, device: FakeDevice, release_2: Path
+    server: ThreadServer, browser: Browser, management: Management, device: FakeDevice, release_2: Path
 ) -> None:
     deployment_id = management.deploy("target", "release-2")
     browser.open(f"/deployments/{deployment_id}/abort")
@@ -190,7 +198,7 @@ def test_forms_need_their_token(
     assert browser.http.post(path, data={"token": "0" * 64}).status_code == 403
     assert browser.http.post(path, data={"action": "x"}).status_code == 403
     assert browser.http.post(path, json={}).status_code == 415
-    stranger = httpx.Client(base_url=str(browser.http.base_url))
+    stranger = Browser(server, "eve").http
     token = re.search(r'name="token" value="(\w+)"', browser.text)
     assert token is not None
     assert stranger.post(path, data={"token": token[1]}).status_code == 403, (

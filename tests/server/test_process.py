@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -19,7 +20,6 @@ from sqlalchemy import DateTime, Text
 from tests.server.fake_device import FakeDevice
 
 from update_agent.errors import UpdateError
-from update_tools.server.client import Management
 from update_tools.server.database import Database
 from update_tools.server.db import Base, Json, Moment
 from update_tools.server.run import start
@@ -28,7 +28,7 @@ from update_tools.server.run import start
 def test_killed_after_a_204(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
     data = tmp_path / "data"
     with start(data, auto_accept=True) as first:
-        management = Management(first.url)
+        management = first.management()
         management.upload(write_artifact("release-2"))
         device = FakeDevice(first.url, "52:54:00:00:00:01")
         device.authorize()
@@ -43,7 +43,7 @@ def test_killed_after_a_204(tmp_path: Path, write_artifact: Callable[..., Path])
     (data / "artifacts" / "half.mender").write_bytes(b"the same, a moment later")
     with start(data, first.port) as second:
         assert second.url == first.url
-        part = Management(second.url).devices(deployment_id)[0]
+        part = second.management().devices(deployment_id)[0]
         assert (part["status"], part["substate"]) == ("downloading", "at 40 %")
         again = device.poll()
         assert again.json()["id"] == deployment_id, "the token outlives the restart"
@@ -93,17 +93,44 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
 
-def test_no_address_for_everyone_without_saying_so(tmp_path: Path) -> None:
-    answer = run_cli("--host", "0.0.0.0", "--data", str(tmp_path / "data"))
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        ((), "WARNING: passwords and tokens go over the network unencrypted"),
+        (("--trust-proxy", "127.0.0.1"), ""),
+        (("--insecure-no-login",), "WARNING: no login: everyone who reaches 0.0.0.0"),
+    ],
+    ids=str,
+)
+def test_listening_for_everyone_warns_when_that_is_unsafe(
+    tmp_path: Path, options: tuple[str, ...], warning: str
+) -> None:
+    with start(tmp_path, host="0.0.0.0", options=options) as server:
+        port = server.port
+        status = httpx.get(f"http://127.0.0.1:{port}/api/management/v2/devauth/devices").status_code
+        assert status == (200 if "--insecure-no-login" in options else 401)
+        said = server.log.read_text()
+    assert (warning in said) if warning else ("WARNING" not in said)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--public-url", "ftp://x"), "not an http or https address"),
+        (("--tls-cert", "x.pem"), "go together"),
+        (("--tls-cert", "no.pem", "--tls-key", "no.pem"), "cannot be read"),
+        (("--trust-proxy", "proxy.example"), "no address or network"),
+        (("--database-url", "mysql://x"), "is not known"),
+        (("--database-url", "postgresql+psycopg://u:secret@127.0.0.1:1/x"), "cannot be opened"),
+    ],
+    ids=str,
+)
+def test_command_lines_that_cannot_work(tmp_path: Path, options: tuple[str, ...], reason: str) -> None:
+    answer = run_cli("--data", str(tmp_path / "data"), "--port", "0", *options)
     assert answer.returncode == 2
-    assert "--insecure-no-login" in answer.stderr
-    assert not (tmp_path / "data").exists()
-
-
-def test_help_says_where_it_listens() -> None:
-    text = " ".join(run_cli("--help").stdout.replace("│", " ").split())
-    assert "no login yet" in text
-    assert "--insecure-no-login" in text
+    assert reason in answer.stderr
+    assert "secret" not in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
@@ -141,7 +168,7 @@ def test_disk_full(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
         _mount(incoming)
         try:
             with pytest.raises(UpdateError, match=r"507 .*no room"):
-                Management(server.url).upload(artifact)
+                server.management().upload(artifact)
             assert list(incoming.iterdir()) == []
         finally:
             subprocess.run(["umount", incoming], check=True)
@@ -158,7 +185,7 @@ def test_a_large_artifact_is_never_in_memory(tmp_path: Path) -> None:
     argv += ["-t", "virt64", "-n", "large", "-f", str(image), "-o", str(artifact)]
     subprocess.run(argv, check=True, capture_output=True)
     with start(tmp_path / "data", auto_accept=True) as server:
-        management = Management(server.url)
+        management = server.management()
         before = _peak_kib(server.pid)
         management.upload(artifact)
         device = FakeDevice(server.url, "52:54:00:00:00:01")

@@ -27,9 +27,7 @@ ARTIFACTS = "/api/management/v1/deployments/artifacts"
 
 
 def upload(server: ThreadServer, content: bytes, **fields: str) -> httpx.Response:
-    return httpx.post(
-        server.url + ARTIFACTS, data=fields, files={"artifact": ("x.mender", content)}, timeout=30
-    )
+    return server.http().post(ARTIFACTS, data=fields, files={"artifact": ("x.mender", content)}, timeout=30)
 
 
 def left_overs(server: ThreadServer) -> list[str]:
@@ -52,7 +50,7 @@ def test_what_is_read_from_an_artifact(
 ) -> None:
     path = write_artifact("release-2", compression=compression)
     artifact_id = management.upload(path, description="nightly")
-    entry = httpx.get(f"{server.url}{ARTIFACTS}/{artifact_id}").json()
+    entry = server.http().get(f"{ARTIFACTS}/{artifact_id}").json()
     assert entry["name"] == "release-2"
     assert entry["description"] == "nightly"
     assert entry["device_types_compatible"] == ["virt64"]
@@ -90,13 +88,13 @@ def test_refused_uploads_leave_nothing(
         assert answer.json()["request_id"], name
         assert re.search(reason, answer.json()["error"]), (name, answer.json()["error"])
     assert left_overs(server) == []
-    assert httpx.get(server.url + ARTIFACTS).json() == []
+    assert server.http().get(ARTIFACTS).json() == []
 
 
 def test_traversal_in_names_stays_text(server: ThreadServer, write_artifact: Callable[..., Path]) -> None:
     content = write_artifact("release-2").read_bytes()
-    answer = httpx.post(
-        server.url + ARTIFACTS, files={"artifact": ("../../../../tmp/owned.mender", content)}, timeout=30
+    answer = server.http().post(
+        ARTIFACTS, files={"artifact": ("../../../../tmp/owned.mender", content)}, timeout=30
     )
     assert answer.status_code == 201
     names = left_overs(server)
@@ -105,22 +103,22 @@ def test_traversal_in_names_stays_text(server: ThreadServer, write_artifact: Cal
 
 def test_form_mistakes(server: ThreadServer, write_artifact: Callable[..., Path]) -> None:
     content = write_artifact("release-2").read_bytes()
-    url = server.url + ARTIFACTS
-    assert httpx.post(url, json={}).status_code == 415
-    assert httpx.post(url, files={"other": b"x"}).status_code == 400
+    http = server.http()
+    assert http.post(ARTIFACTS, json={}).status_code == 415
+    assert http.post(ARTIFACTS, files={"other": b"x"}).status_code == 400
     assert upload(server, content, size="1").status_code == 422
     assert upload(server, content, description="x" * 100_000).status_code == 413
     boundary = {"Content-Type": "multipart/form-data; boundary=xyz"}
-    assert httpx.post(url, content=b"--xyz\r\n", headers=boundary).status_code == 400
-    assert httpx.post(url, content=b"rubbish", headers=boundary).status_code == 400
+    assert http.post(ARTIFACTS, content=b"--xyz\r\n", headers=boundary).status_code == 400
+    assert http.post(ARTIFACTS, content=b"rubbish", headers=boundary).status_code == 400
     assert left_overs(server) == []
 
 
 def test_delete(server: ThreadServer, management: Management, write_artifact: Callable[..., Path]) -> None:
     artifact_id = management.upload(write_artifact("release-2"))
-    assert httpx.delete(f"{server.url}{ARTIFACTS}/{artifact_id}").status_code == 204
+    assert server.http().delete(f"{ARTIFACTS}/{artifact_id}").status_code == 204
     assert left_overs(server) == []
-    assert httpx.delete(f"{server.url}{ARTIFACTS}/{artifact_id}").status_code == 404
+    assert server.http().delete(f"{ARTIFACTS}/{artifact_id}").status_code == 404
 
 
 def header_artifact(header_info: object, type_info: object, *extra: tuple[str, bytes]) -> bytes:

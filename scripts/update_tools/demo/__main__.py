@@ -107,14 +107,17 @@ class Demo:
     def management(self) -> Management:
         """The server's management side."""
         assert self._server is not None
-        return Management(self._server.url)
+        return self._server.management()
 
     def prepare(self) -> None:
         """Server, board, first boot."""
         self.title("The board")
         with self.step("U-Boot, kernel and root file system from Debian's packages (kept for the next time)"):
             image = make_system(self.folder, self.kind, "version-1")
-        self._server = server.start(self.folder / "server", self.port, auto_accept=True, outlives_us=True)
+        # Nobody should have to make a user for a demo: no login, and so this machine only.
+        self._server = server.start(
+            self.folder / "server", self.port, auto_accept=True, needs_login=False, outlives_us=True
+        )
         self.say(f"control server at [bold]{self._server.url}[/bold]")
         settings = {**SETTINGS, "ServerURL": f"http://{DESK}:{self._server.port}"}
         with self.step("writing an SD card: boot partition, root A with version 1, empty root B, data"):

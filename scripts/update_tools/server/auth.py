@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from update_tools.server import audit
 from update_tools.server.bodies import parse_json
 from update_tools.server.db import Device, DeviceKey, new_id, now
 from update_tools.server.faults import BadRequest, Conflict, NotFound, Refusal, Unauthorized
@@ -110,6 +111,7 @@ def decide(session: Session, key_id: str, status: str) -> DeviceKey:
     else:
         raise Conflict(f"a key can be accepted or rejected, not {status!r}", status=400)
     _set_status(key.device)
+    audit.record(session, status, "device", key.device_id, key.device.identity)
     return key
 
 

@@ -22,8 +22,9 @@ CHUNK_BYTES = 1 << 20
 class Management:
     """A server's management side. Every method raises ServerError with the server's own words."""
 
-    def __init__(self, base_url: str, *, timeout_s: float = 120.0) -> None:
+    def __init__(self, base_url: str, token: str = "", *, timeout_s: float = 120.0) -> None:
         self.base_url = base_url.rstrip("/")
+        self.token = token
         self._timeout_s = timeout_s
 
     def upload(self, path: Path, *, description: str = "") -> str:
@@ -182,6 +183,8 @@ class Management:
         parts = urlsplit(self.base_url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.netloc, timeout=self._timeout_s)
+        if self.token:
+            headers = {**headers, "Authorization": f"Bearer {self.token}"}
         try:
             connection.request(method, parts.path + path, body=body, headers=headers)
             response = connection.getresponse()

@@ -55,3 +55,10 @@ class Unprocessable(Refusal):
     """Well formed, but cannot be done."""
 
     status = 422
+
+
+class Unavailable(Refusal):
+    """Not now: the database or the artifact store does not answer, or another writer was first."""
+
+    status = 503
+    retry_after_s = 2

@@ -4,28 +4,36 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from update_agent.errors import UpdateError
+from update_tools.server.client import Management
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 
 
 class Server:
-    """A running server: `.url`, `.pid`, `.log` (its stderr), `.stop()`, `.kill()`."""
+    """A running server: `.url`, `.token` (admin), `.pid`, `.log` (its stderr), `.stop()`, `.kill()`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], url: str, token: str, log: Path) -> None:
         self._process = process
         self.url = url
+        self.token = token
         self.log = log
         self.pid = process.pid
+
+    def management(self) -> Management:
+        """Its management side, with the token it was started with."""
+        return Management(self.url, self.token)
 
     @property
     def port(self) -> int:
@@ -74,29 +82,38 @@ def start(
     host: str = "127.0.0.1",
     auto_accept: bool = False,
     public_url: str = "",
+    needs_login: bool = True,
+    options: Sequence[str] = (),
     outlives_us: bool = False,
 ) -> Server:
     """Start a server and return when it listens. Raises UpdateError with the end of its log.
 
-    It ends with the thread that called this, unless `outlives_us`.
+    It ends with the thread that called this, unless `outlives_us`. `options` are more of its command line.
     """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = data_dir / "server.log"
+    token = f"ota_{secrets.token_urlsafe(32)}"
     reading, writing = os.pipe()
+    token_reading, token_writing = os.pipe()
     argv = [sys.executable, "-m", "update_tools.server", "--host", host, "--port", str(port)]
-    argv += ["--data", str(data_dir), "--ready-fd", str(writing)]
+    argv += ["--data", str(data_dir), "--ready-fd", str(writing), "--bench-token-fd", str(token_reading)]
+    argv += options
     if not outlives_us:
         argv += ["--parent", str(os.getpid())]
     if auto_accept:
         argv.append("--auto-accept")
     if public_url:
         argv += ["--public-url", public_url]
+    if not needs_login:
+        argv.append("--insecure-no-login")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
+        os.write(token_writing, token.encode())  # a pipe holds it; nobody sees it in the process list
+        os.close(token_writing)
         with log.open("ab") as errors:
             process = subprocess.Popen(
                 argv,
-                pass_fds=(writing,),
+                pass_fds=(writing, token_reading),
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
@@ -105,6 +122,7 @@ def start(
             )
     finally:
         os.close(writing)
+        os.close(token_reading)
     try:
         url = _first_line(reading, time.monotonic() + START_TIMEOUT_S)
     finally:
@@ -114,7 +132,7 @@ def start(
         process.wait()
         tail = log.read_text(errors="replace").strip().splitlines()[-3:]
         raise UpdateError(f"the control server did not start: {' / '.join(tail)}", hint=f"see {log}")
-    return Server(process, url, log)
+    return Server(process, url, token, log)
 
 
 def _first_line(descriptor: int, deadline: float) -> str:

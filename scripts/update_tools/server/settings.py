@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import ipaddress
 import logging
+import secrets
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,24 +15,33 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
 
 from update_agent.errors import UpdateError
+from update_tools.server.accounts import Passwords
 from update_tools.server.database import Database
-from update_tools.server.db import Artifact
+from update_tools.server.db import Artifact, Secret
+from update_tools.server.events import Hub
 from update_tools.server.faults import Forbidden
-from update_tools.server.tokens import Signer
+from update_tools.server.tokens import KEY_BYTES, Signer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line. `is_open` gives up the check that people come from this machine."""
+    """The command line.
+
+    Without `needs_login` everybody who is let in may do everything; then `is_open` gives up the check that
+    people come from this machine.
+    """
 
     data: Path
+    database_url: str = ""  # empty: a SQLite file in the data folder
     auto_accept: bool = False
     public_url: str = ""
-    is_open: bool = False
+    needs_login: bool = True
+    is_open: bool = True
     link_lifetime_s: int = 24 * 3600
 
 
@@ -44,16 +54,18 @@ class House:
         self.incoming = settings.data / "incoming"
         for folder in (settings.data, self.artifacts, self.incoming):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _lock(settings.data / "server.lock")
-        self.db = Database.at(settings.data / "server.db")
-        self.db.upgrade()
-        self.signer = Signer.load(settings.data / "server.key")
+        self._lock = None if settings.database_url else _lock(settings.data / "server.lock")
+        self.db = open_database(settings.data, settings.database_url)
+        self.signer = _signer(self.db) if self.db.is_postgresql else Signer.load(settings.data / "server.key")
+        self.passwords = Passwords()
+        self.hub = Hub(self.db)
         self._sweep()
 
     def close(self) -> None:
         """Let go of the database and the folder."""
         self.db.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _sweep(self) -> None:
         """Remove uploads that a killed process never acknowledged."""
@@ -85,6 +97,28 @@ class House:
             raise Forbidden(
                 "the download link has expired", hint="the device gets a new one with its next poll"
             )
+
+
+def open_database(data: Path, database_url: str) -> Database:
+    """The server's database, with the tables of this version."""
+    if not database_url:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    db = Database(database_url) if database_url else Database.at(data / "server.db")
+    db.upgrade()
+    return db
+
+
+def _signer(db: Database) -> Signer:
+    """The key that all processes share, made by the first one.
+
+    Whoever reads this database can sign device tokens and links; it belongs to the server alone.
+    """
+    with db.write() as session:
+        values = {"name": "server.key", "value": secrets.token_hex(KEY_BYTES)}
+        session.execute(insert(Secret).values(values).on_conflict_do_nothing())
+        kept = session.get(Secret, "server.key")
+        assert kept is not None
+        return Signer(bytes.fromhex(kept.value))
 
 
 def is_local_name(host: str) -> bool:

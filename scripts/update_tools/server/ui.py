@@ -3,29 +3,24 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 from starlette.concurrency import run_in_threadpool
 
 from update_tools.server import auth, render, rollout, services, uploads
-from update_tools.server.bodies import read_limited
-from update_tools.server.db import Artifact, Deployment, Device, Event, Part, now
+from update_tools.server.db import Artifact, Deployment, Device, Event, Part
 from update_tools.server.device_api import house_of
-from update_tools.server.faults import BadRequest, Forbidden, Refusal
+from update_tools.server.door import who_of
+from update_tools.server.faults import BadRequest, Refusal
 from update_tools.server.management import counts
+from update_tools.server.pages import check_form_token, first, page, read_form, see
 
 router = APIRouter(include_in_schema=False)
 
-FORM_LIMIT_BYTES = 1 << 20
-COOKIE = "ota_form"
 REFRESH_S = 3
 SHOWN_DEPLOYMENTS = 100
 SHOWN_DEVICES = 500
@@ -44,7 +39,7 @@ def index(request: Request) -> Response:
         pending = _pending_keys(session)
     rows.sort(key=lambda row: (not row["waiting"], row["status"] == "finished"))
     is_active = any(row["status"] != "finished" for row in rows)
-    return _page(request, "index.html", rows=rows, pending=pending, refresh=REFRESH_S if is_active else 0)
+    return page(request, "index.html", rows=rows, pending=pending, refresh=REFRESH_S if is_active else 0)
 
 
 @router.get("/deployments/new")
@@ -56,22 +51,22 @@ def new_deployment(request: Request) -> Response:
 @router.post("/deployments")
 async def create(request: Request) -> Response:
     """Create a deployment from the form; on a refusal the form comes back with the reason."""
-    form = await _form(request)
+    form = await read_form(request)
 
     def work() -> Response:
         wanted = services.NewDeployment(
-            name=_first(form, "name").strip() or _first(form, "artifact_name"),
-            artifact_name=_first(form, "artifact_name"),
-            devices=None if _first(form, "who") == "all" else form.get("device", []),
+            name=first(form, "name").strip() or first(form, "artifact_name"),
+            artifact_name=first(form, "artifact_name"),
+            devices=None if first(form, "who") == "all" else form.get("device", []),
             force_installation="force" in form,
             control_map=rollout.pause_map(form.get("pause", [])),
         )
         try:
-            with house_of(request).db.write() as session:
+            with house_of(request).db.write(who_of(request)) as session:
                 deployment_id = services.create_deployment(session, wanted).id
         except Refusal as refusal:
             return _new_page(request, form, str(refusal), refusal.status)
-        return _see(f"/deployments/{deployment_id}")
+        return see(f"/deployments/{deployment_id}")
 
     return await run_in_threadpool(work)
 
@@ -90,7 +85,7 @@ def deployment(request: Request, deployment_id: str) -> Response:
             .limit(SHOWN_DEVICES)
         ).all()
         committing = _rebooted(session, deployment_id)
-        return _page(
+        return page(
             request,
             "deployment.html",
             entry=entry,
@@ -105,17 +100,17 @@ def deployment(request: Request, deployment_id: str) -> Response:
 @router.post("/deployments/{deployment_id}/control")
 async def control(request: Request, deployment_id: str) -> Response:
     """The Continue and Roll back buttons."""
-    form = await _form(request)
-    action = _first(form, "action")
+    form = await read_form(request)
+    action = first(form, "action")
     if action not in ("continue", "fail"):
         raise BadRequest("the form asks for neither continue nor roll back")
 
     def work() -> None:
-        with house_of(request).db.write() as session:
-            services.decide(session, deployment_id, action, _first(form, "point"))
+        with house_of(request).db.write(who_of(request)) as session:
+            services.decide(session, deployment_id, action, first(form, "point"))
 
     await run_in_threadpool(work)
-    return _see(f"/deployments/{deployment_id}")
+    return see(f"/deployments/{deployment_id}")
 
 
 @router.get("/deployments/{deployment_id}/abort")
@@ -124,20 +119,20 @@ def ask_abort(request: Request, deployment_id: str) -> Response:
     with house_of(request).db.read() as session:
         entry = services.get_deployment(session, deployment_id)
         summary = _summary(session, entry)
-    return _page(request, "abort.html", entry=entry, summary=summary)
+    return page(request, "abort.html", entry=entry, summary=summary)
 
 
 @router.post("/deployments/{deployment_id}/abort")
 async def abort(request: Request, deployment_id: str) -> Response:
     """Abort."""
-    await _form(request)
+    await read_form(request)
 
     def work() -> None:
-        with house_of(request).db.write() as session:
+        with house_of(request).db.write(who_of(request)) as session:
             services.abort(session, deployment_id)
 
     await run_in_threadpool(work)
-    return _see(f"/deployments/{deployment_id}")
+    return see(f"/deployments/{deployment_id}")
 
 
 @router.get("/deployments/{deployment_id}/devices/{device_id}")
@@ -147,7 +142,7 @@ def device_in_deployment(request: Request, deployment_id: str, device_id: str, q
         part = services.part_of(session, deployment_id, device_id)
         lines = None if part.log is None else render.log_lines(part.log, q)
         is_committing = device_id in _rebooted(session, deployment_id)
-        return _page(
+        return page(
             request,
             "device_log.html",
             part=part,
@@ -168,20 +163,20 @@ def devices(request: Request) -> Response:
     with house_of(request).db.read() as session:
         query = select(Device).options(selectinload(Device.keys)).order_by(Device.created_at.desc())
         found = sorted(session.scalars(query), key=lambda device: device.status != "pending")
-        return _page(request, "devices.html", devices=found)
+        return page(request, "devices.html", devices=found)
 
 
 @router.post("/devices/keys/{key_id}")
 async def decide_key(request: Request, key_id: str) -> Response:
     """Accept or reject a device's key."""
-    form = await _form(request)
+    form = await read_form(request)
 
     def work() -> None:
-        with house_of(request).db.write() as session:
-            auth.decide(session, key_id, _first(form, "status"))
+        with house_of(request).db.write(who_of(request)) as session:
+            auth.decide(session, key_id, first(form, "status"))
 
     await run_in_threadpool(work)
-    return _see("/devices")
+    return see("/devices")
 
 
 @router.get("/releases")
@@ -195,7 +190,7 @@ async def upload(request: Request) -> Response:
     """Upload an artifact from the form."""
 
     def check(form: uploads.Form) -> None:
-        _check_form_token(request, form.fields.get("token", ""))
+        check_form_token(request, form.fields.get("token", ""))
         if form.file_bytes == 0:
             raise BadRequest("choose a .mender file first")
 
@@ -203,62 +198,10 @@ async def upload(request: Request) -> Response:
         artifact = await uploads.receive(request, house_of(request), check)
     except Refusal as refusal:
         return await run_in_threadpool(_releases_page, request, str(refusal), refusal.status)
-    return _see(f"/releases#{artifact.id}")
-
-
-def error_page(request: Request, status: int, message: str, request_id: str) -> Response:
-    """What a person sees when a request is refused."""
-    return _page(request, "error.html", status=status, message=message, request_id=request_id, code=status)
-
-
-# --- forms -----------------------------------------------------------------------------------------------
-
-
-async def _form(request: Request) -> dict[str, list[str]]:
-    """A page's form, once its token shows that it came from a page of ours."""
-    kind = request.headers.get("content-type", "").partition(";")[0]
-    if kind != "application/x-www-form-urlencoded":
-        raise Refusal("a form is expected here", status=415)
-    body = await read_limited(request, FORM_LIMIT_BYTES)
-    try:
-        form = parse_qs(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=100_000)
-    except ValueError as error:
-        raise BadRequest("the form is malformed") from error
-    _check_form_token(request, _first(form, "token"))
-    return form
-
-
-def _check_form_token(request: Request, token: str) -> None:
-    nonce = request.cookies.get(COOKIE, "")
-    if not nonce or not house_of(request).signer.is_valid("form", nonce, token):
-        raise Forbidden("the form is not from a page of this server", hint="reload the page and try again")
-
-
-def _first(form: Mapping[str, list[str]], name: str) -> str:
-    return form.get(name, [""])[0]
-
-
-def _see(path: str) -> Response:
-    return RedirectResponse(path, status_code=303)
+    return see(f"/releases#{artifact.id}")
 
 
 # --- rendering -------------------------------------------------------------------------------------------
-
-
-def _page(request: Request, template: str, *, code: int = 200, refresh: int = 0, **values: Any) -> Response:
-    nonce = request.cookies.get(COOKIE, "")
-    is_new = not re.fullmatch(r"[\w-]{22}", nonce)
-    if is_new:
-        nonce = secrets.token_urlsafe(16)
-    token = house_of(request).signer.sign("form", nonce)
-    moment = now()
-    text = render.TEMPLATES.get_template(template).render(
-        values, token=token, refresh=refresh, now=moment, path=request.url.path, rollout=rollout
-    )
-    response = HTMLResponse(text, status_code=code, headers={"cache-control": "no-store"})
-    if is_new:
-        response.set_cookie(COOKIE, nonce, httponly=True, samesite="strict")
-    return response
 
 
 def _new_page(request: Request, form: Mapping[str, list[str]], problem: str, code: int) -> Response:
@@ -268,7 +211,7 @@ def _new_page(request: Request, form: Mapping[str, list[str]], problem: str, cod
         ).all()
         found = session.scalars(select(Device).options(selectinload(Device.keys))).all()
     accepted = [device for device in found if device.status == "accepted"]
-    return _page(
+    return page(
         request,
         "new.html",
         code=code,
@@ -283,7 +226,7 @@ def _new_page(request: Request, form: Mapping[str, list[str]], problem: str, cod
 def _releases_page(request: Request, problem: str, code: int) -> Response:
     with house_of(request).db.read() as session:
         found = session.scalars(select(Artifact).order_by(Artifact.created_at.desc())).all()
-    return _page(request, "releases.html", code=code, artifacts=found, problem=problem)
+    return page(request, "releases.html", code=code, artifacts=found, problem=problem)
 
 
 def _pending_keys(session: Session) -> int:

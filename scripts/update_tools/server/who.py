@@ -16,7 +16,8 @@ class Who:
     scope: str = ""
     address: str = ""
     user_id: str | None = None
-    session_id: str = ""  # set for a browser: what it sends needs a form token
+    session_id: str = ""
+    is_browser: bool = False  # came with a cookie: what it changes needs a form token
     token_id: str = ""
 
     def may(self, scope: str) -> bool:
