@@ -95,6 +95,11 @@ class SwUpdate(Agent):
         super().__init__(device)
         device.write("etc/hwrevision", "bench 1.0\n")
 
+    @staticmethod
+    def daemon(url: str) -> list[str]:
+        """Its daemon, asking a hawkBit server."""
+        return ["swupdate", "-l", "2", "-k", f"/{_KEYS}/cert.pem", "-u", f"-t default -i bench -u {url}"]
+
     def release(self, compression: str, *, changed: bool = False) -> str:
         return f"{'changed-' if changed else ''}{compression}.swu"
 
