@@ -161,7 +161,10 @@ class Store:
                 raise BusyError(
                     "another update process is at work", hint="is the daemon in an update?"
                 ) from error
-            raise StoreError(f"cannot lock {self._lock_path}: {os.strerror(error.errno or 0)}") from error
+            raise StoreError(
+                f"cannot lock {self._lock_path}: {os.strerror(error.errno or 0)}",
+                hint="is the data partition mounted and writable?",
+            ) from error
 
     def unlock(self) -> None:
         """Let other processes have the store."""
