@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
-from update_tools.server import auth, rollout, services
+from update_tools.server import auth, live, rollout, services
 from update_tools.server.bodies import read_json, read_limited
 from update_tools.server.db import Artifact
 from update_tools.server.faults import BadRequest, NotFound, Unauthorized
@@ -107,6 +107,7 @@ def _poll(
     }
     if found.control_map is not None and understands_maps:
         answer["update_control_map"] = found.control_map
+    answer["live_reports"] = live.request()
     return JSONResponse(answer)
 
 
@@ -116,7 +117,11 @@ def refresh(request: Request, deployment_id: str, authorization: Token = "") -> 
     house = house_of(request)
     with house.db.read() as session:
         device = auth.identify(session, house.signer, authorization)
-        return {"update_control_map": services.control_map(session, device, deployment_id)}
+        answer = services.control_map(session, device, deployment_id)
+    if answer.is_news:
+        with house.db.write() as session:
+            services.note_map_taken(session, device.id, deployment_id, answer.version)
+    return {"update_control_map": answer.value}
 
 
 @router.put("/v1/deployments/device/deployments/{deployment_id}/status", status_code=204)

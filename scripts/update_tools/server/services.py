@@ -1,29 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules, applied to the database: hand-out, reports, logs, pause, continue, roll back, abort.
+"""The device side of the rules, applied to the database: hand-out, reports, maps, logs, inventory.
 
-Device API, management API and page all come through here. Each function works in the caller's transaction.
+deployments.py has what people decide, fleet.py what the server decides by itself. Each function works in the
+caller's transaction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session, contains_eager
 
-from update_tools.server import rollout
-from update_tools.server.db import Artifact, Deployment, Device, Event, Part, new_id, now
-from update_tools.server.faults import Conflict, NotFound, Unprocessable
+from update_tools.server import fleet, gates, live, rollout
+from update_tools.server.db import Artifact, Deployment, Device, Event, Part, now
+from update_tools.server.deployments import (
+    NewDeployment,
+    abort,
+    create_deployment,
+    decide,
+    replace_map,
+)
+from update_tools.server.faults import Conflict, NotFound
+from update_tools.server.records import (
+    DEVICE,
+    SERVER,
+    finish_if_done,
+    get_deployment,
+    get_part,
+    lock_deployment,
+    note,
+    relock,
+    set_status,
+)
+
+__all__ = ["NewDeployment", "abort", "create_deployment", "decide", "get_deployment", "replace_map"]
 
 SEEN_EVERY = timedelta(seconds=10)  # a poll that changes nothing costs no write more often than this
-
-DEVICE, SERVER, OPERATOR = "device", "server", "operator"
-
-
-# --- device side -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,27 +63,28 @@ def needs_poll_write(session: Session, device: Device, provides: Mapping[str, st
 def poll(
     session: Session, device: Device, provides: Mapping[str, str], *, understands_maps: bool
 ) -> HandOut | None:
-    """The deployment a device gets: the oldest open one, the same one again until it is finished.
+    """The deployment a device gets: one it has already, else the oldest that is due.
 
     Deployments it needs no artifact for, or has none for, end here.
     """
     device.last_seen_at = now()
     device.artifact_name = provides["artifact_name"]
     device.device_type = provides["device_type"]
+    session.flush()  # the device's row first, then the deployment's (database.py)
     for part in open_parts(session, device.id):
         deployment = part.deployment
-        found = session.execute(
-            select(Artifact.id, Artifact.device_types)
-            .where(Artifact.name == deployment.artifact_name)
-            .order_by(Artifact.created_at)
-        )
-        artifact_id = part.artifact_id or rollout.choose_artifact(
-            ((row.id, row.device_types) for row in found), device.device_type
-        )
+        if part.handed_out_at is None:
+            deployment = lock_deployment(session, part.deployment_id)
+            relock(session, part)
+            if part.finished_at is not None or not _is_due(part, deployment):
+                continue
+        back(session, part)
+        artifact_id = part.artifact_id or _artifact_for(session, deployment.artifact_name, device.device_type)
+        control_map = part_map(part, deployment)
         answer = rollout.judge_poll(
             artifact_name=deployment.artifact_name,
             force_installation=deployment.force_installation,
-            control_map=deployment.control_map,
+            control_map=control_map,
             installed=device.artifact_name,
             understands_maps=understands_maps,
             has_artifact=artifact_id is not None,
@@ -76,57 +93,107 @@ def poll(
             _hold(session, part)
             return None
         if answer != "hand-out":
-            _set_status(session, part, answer, "", source=SERVER)
+            if part.handed_out_at is not None:  # handed out before, and installed by other means since
+                deployment = lock_deployment(session, part.deployment_id)
+                relock(session, part)
+                if part.finished_at is not None:
+                    continue
+            set_status(session, part, answer, "", source=SERVER)
+            finish_if_done(session, deployment)
             continue
-        if part.started_at is None:
-            part.started_at = now()
-            part.artifact_id = artifact_id
-            part.substate = ""
-            _note(session, part.deployment_id, part.device_id, SERVER, "handed out")
         artifact = session.get(Artifact, artifact_id)
         assert artifact is not None
-        control_map = rollout.hand_out_map(deployment.control_map, deployment.id)
-        return HandOut(deployment.id, artifact, control_map)
+        if part.handed_out_at is None:
+            _hand_out(session, part, artifact)
+        return HandOut(deployment.id, artifact, rollout.hand_out_map(control_map, deployment.id))
     return None
 
 
 def report(session: Session, device: Device, deployment_id: str, status: str, substate: str | None) -> None:
     """Take a device's report. Raises NotFound, or Conflict when the deployment is over on the server."""
     device.last_seen_at = now()
-    part = device_part(session, device, deployment_id)
+    session.flush()
+    part = get_part(session, deployment_id, device.id)
+    deployment = part.deployment
+    is_counted = status in rollout.FINISHED or deployment.rules is not None
+    if is_counted:
+        deployment = lock_deployment(session, deployment_id)
+    relock(session, part)
+    back(session, part)
+    told = live.parse(substate)
+    if told is not None:
+        if part.handed_out_at is not None and part.finished_at is None:
+            _note_live(session, part, status, told)
+        if told.is_live and part.status != "aborted":
+            return
+        substate = None
     verdict = rollout.judge_report(
         current=part.status,
-        is_started=part.started_at is not None,
+        is_started=part.handed_out_at is not None,
         substate=part.substate,
         reported=status,
         reported_substate=substate,
+        attempt=part.attempt,
+        attempts=deployment.retries + 1,
     )
     if verdict.answer == "unknown":
         raise NotFound(verdict.reason)
     if verdict.answer == "conflict":
         raise Conflict(verdict.reason)
-    if verdict.answer == "store":
-        _set_status(session, part, status, verdict.substate, source=DEVICE)
+    if verdict.answer == "retry":
+        _try_again(session, part, verdict.substate, deployment.retries + 1)
+    elif verdict.answer == "store":
+        set_status(session, part, status, verdict.substate, source=DEVICE)
+    else:
+        return
+    if is_counted:
+        finish_if_done(session, deployment)
+        fleet.settle(session, deployment)
 
 
-def control_map(session: Session, device: Device, deployment_id: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MapAnswer:
+    """A control map as a device gets it, its version, and whether the device has not had this one yet."""
+
+    value: dict[str, Any]
+    version: int
+    is_news: bool
+
+
+def control_map(session: Session, device: Device, deployment_id: str) -> MapAnswer:
     """The present map for a device's refresh. Raises NotFound when its deployment is over or has no map."""
-    part = device_part(session, device, deployment_id)
-    if part.finished_at is not None or part.started_at is None:
+    part = get_part(session, deployment_id, device.id)
+    if part.finished_at is not None or part.handed_out_at is None:
         raise NotFound(f"the deployment is {part.status} for this device")
-    present = rollout.hand_out_map(part.deployment.control_map, deployment_id)
+    present = rollout.hand_out_map(part_map(part, part.deployment), deployment_id)
     if present is None:
         raise NotFound("the deployment has no control map")
-    return present
+    version = part.deployment.map_version + part.map_version
+    return MapAnswer(present, version, part.map_taken < version or part.vanished_at is not None)
+
+
+def note_map_taken(session: Session, device_id: str, deployment_id: str, version: int) -> None:
+    """Write down that a device has this version of its map: it knows what was decided."""
+    part = get_part(session, deployment_id, device_id)
+    relock(session, part)
+    back(session, part)
+    if part.map_taken < version and part.finished_at is None:
+        part.map_taken, part.map_taken_at = version, now()
+        note(session, deployment_id, device_id, DEVICE, "took the new map")
 
 
 def store_log(session: Session, device: Device, deployment_id: str, messages: list[dict[str, Any]]) -> None:
     """Keep a device's deployment log; a second upload replaces the first, as after a lost answer."""
-    part = device_part(session, device, deployment_id)
     device.last_seen_at = now()
+    session.flush()
+    part = get_part(session, deployment_id, device.id)
+    relock(session, part)
     part.log = messages
     part.log_at = now()
-    _note(session, deployment_id, device.id, DEVICE, "log uploaded", f"{len(messages)} messages")
+    # A log follows the report of its failure, and that may already have begun the next attempt.
+    is_of_last = part.attempt > 1 and part.handed_out_at is None
+    part.log_attempt = part.attempt - 1 if is_of_last else part.attempt
+    note(session, deployment_id, device.id, DEVICE, "log uploaded", f"{len(messages)} messages")
 
 
 def store_inventory(device: Device, attributes: list[dict[str, Any]]) -> None:
@@ -135,143 +202,52 @@ def store_inventory(device: Device, attributes: list[dict[str, Any]]) -> None:
     device.inventory_at = device.last_seen_at = now()
 
 
-def device_part(session: Session, device: Device, deployment_id: str) -> Part:
-    """A device's part in a deployment. Raises NotFound, also for another device's deployment."""
-    return _part(session, deployment_id, device.id)
-
-
 def open_parts(session: Session, device_id: str) -> Sequence[Part]:
-    """A device's unfinished parts, oldest deployment first."""
+    """A device's unfinished parts that are due: what it has begun first, then the oldest deployment."""
     return session.scalars(
         select(Part)
         .join(Deployment)
-        .where(Part.device_id == device_id, Part.finished_at.is_(None))
-        .order_by(Deployment.created_at, Deployment.id)
+        .options(contains_eager(Part.deployment))
+        .where(
+            Part.device_id == device_id,
+            Part.finished_at.is_(None),
+            or_(Part.due_at.is_(None), Part.due_at <= now(), Part.handed_out_at.is_not(None)),
+            or_(Deployment.held_at.is_(None), Part.handed_out_at.is_not(None)),
+        )
+        .order_by(Part.handed_out_at.is_(None), Deployment.created_at, Deployment.id)
     ).all()
 
 
-# --- operator side ---------------------------------------------------------------------------------------
+def part_map(part: Part, deployment: Deployment) -> Mapping[str, Any] | None:
+    """A device's map as it counts now: the deployment's, its windows, and what was decided for it alone."""
+    present: Mapping[str, Any] | None = deployment.control_map
+    if deployment.rules is not None:
+        rules = gates.parse(deployment.rules)
+        present = gates.timed_map(present, rules, deployment.gate_states or {}, now())
+    return rollout.device_map(present, part.decisions)
 
 
-@dataclass(frozen=True)
-class NewDeployment:
-    """What a person asks for. `devices` None means all devices accepted now."""
-
-    name: str
-    artifact_name: str
-    devices: Sequence[str] | None
-    force_installation: bool = False
-    control_map: Mapping[str, Any] | None = None
-
-
-def create_deployment(session: Session, wanted: NewDeployment) -> Deployment:
-    """Create it. Raises Unprocessable (release, devices, map), Conflict if an equal one is active."""
-    known = session.scalars(select(Device)).all()
-    accepted = {device.id for device in known if device.status == "accepted"}
-    chosen = accepted if wanted.devices is None else set(wanted.devices)
-    if not chosen:
-        raise Unprocessable("the deployment has no devices", hint="accept a device first")
-    strangers = sorted(chosen - accepted)
-    if strangers:
-        raise Unprocessable(f"no accepted device has the id {strangers[0]!r} ({len(strangers)} such)")
-    if session.scalar(select(Artifact.id).where(Artifact.name == wanted.artifact_name).limit(1)) is None:
-        raise Unprocessable(f"there is no release {wanted.artifact_name!r}", hint="upload an artifact first")
-    deployment_id = new_id()
-    checked = None
-    if wanted.control_map is not None:
-        checked = rollout.check_map(wanted.control_map, deployment_id)
-    for other in session.scalars(
-        select(Deployment).where(
-            Deployment.finished_at.is_(None),
-            Deployment.name == wanted.name,
-            Deployment.artifact_name == wanted.artifact_name,
+def back(session: Session, part: Part) -> None:
+    """A device that was given up as vanished is heard of again. The part is locked, or only read."""
+    if part.vanished_at is not None:
+        note(
+            session,
+            part.deployment_id,
+            part.device_id,
+            SERVER,
+            "back",
+            f"silent since {part.vanished_at:%F %T}",
         )
-    ):
-        if {part.device_id for part in other.parts} == chosen:
-            raise Conflict(f"an equal deployment is active: {other.id}")
-    deployment = Deployment(
-        id=deployment_id,
-        name=wanted.name,
-        artifact_name=wanted.artifact_name,
-        force_installation=wanted.force_installation,
-        control_map=checked,
-    )
-    session.add(deployment)
-    session.add_all(Part(deployment_id=deployment_id, device_id=device_id) for device_id in sorted(chosen))
-    session.flush()
-    pauses = rollout.pending_points(checked or {})
-    _note(session, deployment_id, None, OPERATOR, "created", ", ".join(pauses))
-    return deployment
+        part.vanished_at = None
 
 
-def replace_map(session: Session, deployment_id: str, value: Any) -> None:
-    """PATCH: the whole map is replaced. Raises Conflict when the deployment is over."""
-    deployment = active_deployment(session, deployment_id)
-    deployment.control_map = rollout.check_map(value, deployment_id)
-    said = ", ".join(
-        f"{name}: {rollout.action_at(deployment.control_map, name)}"
-        for name in deployment.control_map["states"]
-    )
-    _note(session, deployment_id, None, OPERATOR, "control map changed", said)
-
-
-def decide(session: Session, deployment_id: str, action: str, point: str | None) -> list[str]:
-    """The Continue and Roll back buttons: set points to `continue` or `fail`; returns the points.
-
-    Without a point: those where a device waits now. It is one step in the database, so two people deciding
-    at once do not undo each other.
-    """
-    deployment = active_deployment(session, deployment_id)
-    if point is not None:
-        if point not in rollout.BY_NAME:
-            raise Unprocessable(
-                f"{point!r} is not a pause point", hint=f"one of {', '.join(rollout.BY_NAME)}"
-            )
-        points = [point]
-    else:
-        waiting = rollout.waiting_points(part.status for part in deployment.parts)
-        points = [entry.name for entry in waiting]
-        if not points:
-            raise Conflict("no device waits at a pause")
-    for name in points:
-        deployment.control_map = rollout.with_action(deployment.control_map, name, action)
-        word = {"continue": "continue", "fail": "roll back", "pause": "pause"}[action]
-        _note(session, deployment_id, None, OPERATOR, word, name)
-    return points
-
-
-def abort(session: Session, deployment_id: str) -> None:
-    """Stop it: unfinished devices are told at their next request. Raises Unprocessable if it is over."""
-    deployment = get_deployment(session, deployment_id)
-    if deployment.finished_at is not None:
-        raise Unprocessable("the deployment is already finished")
-    deployment.is_aborted = True
-    _note(session, deployment_id, None, OPERATOR, "abort")
-    for part in deployment.parts:
-        if part.finished_at is None:
-            _set_status(session, part, "aborted", part.substate, source=OPERATOR)
-
-
-def get_deployment(session: Session, deployment_id: str) -> Deployment:
-    """A deployment by id. Raises NotFound."""
-    deployment = session.get(Deployment, deployment_id)
-    if deployment is None:
-        raise NotFound("there is no such deployment")
-    return deployment
-
-
-def active_deployment(session: Session, deployment_id: str) -> Deployment:
-    """A deployment that is not over. Raises NotFound or Conflict."""
-    deployment = get_deployment(session, deployment_id)
-    if deployment.finished_at is not None:
-        raise Conflict("the deployment is already finished")
-    return deployment
+# --- for the pages ---------------------------------------------------------------------------------------
 
 
 def part_of(session: Session, deployment_id: str, device_id: str) -> Part:
     """One device's part, for a person. Raises NotFound."""
     get_deployment(session, deployment_id)
-    return _part(session, deployment_id, device_id)
+    return get_part(session, deployment_id, device_id)
 
 
 def events(session: Session, deployment_id: str, device_id: str | None = None) -> Sequence[Event]:
@@ -292,41 +268,60 @@ def log_text(messages: Iterable[Mapping[str, Any]]) -> list[str]:
 # --- inside ----------------------------------------------------------------------------------------------
 
 
-def _part(session: Session, deployment_id: str, device_id: str) -> Part:
-    part = session.scalar(
-        select(Part).where(Part.deployment_id == deployment_id, Part.device_id == device_id)
+def _is_due(part: Part, deployment: Deployment, moment: datetime | None = None) -> bool:
+    at = moment or now()
+    return (
+        deployment.finished_at is None
+        and deployment.held_at is None
+        and (part.due_at is None or part.due_at <= at)
     )
-    if part is None:
-        raise NotFound("there is no such deployment for this device")
-    return part
 
 
-def _set_status(session: Session, part: Part, status: str, substate: str, *, source: str) -> None:
+def _artifact_for(session: Session, name: str, device_type: str) -> str | None:
+    found = session.execute(
+        select(Artifact.id, Artifact.device_types).where(Artifact.name == name).order_by(Artifact.created_at)
+    )
+    return rollout.choose_artifact(((row.id, row.device_types) for row in found), device_type)
+
+
+def _hand_out(session: Session, part: Part, artifact: Artifact) -> None:
     moment = now()
-    if status != part.status:
-        part.changed_at = moment
-    part.status = status
-    part.substate = substate
-    if status in rollout.FINISHED:
-        part.finished_at = moment
-    _note(session, part.deployment_id, part.device_id, source, status, substate)
-    if status in rollout.FINISHED:
-        session.flush()
-        still_open = select(Part.id).where(
-            Part.deployment_id == part.deployment_id, Part.finished_at.is_(None)
-        )
-        if session.scalar(still_open.limit(1)) is None:
-            part.deployment.finished_at = moment
+    part.started_at = part.started_at or moment
+    part.handed_out_at = part.changed_at = moment
+    part.artifact_id, part.size_bytes = artifact.id, artifact.size_bytes
+    part.substate = ""
+    part.map_taken, part.map_taken_at = part.deployment.map_version + part.map_version, moment
+    text = f"attempt {part.attempt}" if part.attempt > 1 else ""
+    note(session, part.deployment_id, part.device_id, SERVER, "handed out", text)
+
+
+def _try_again(session: Session, part: Part, reason: str, attempts: int) -> None:
+    """Take a failure and wait for the device's next poll, which begins the next attempt."""
+    note(session, part.deployment_id, part.device_id, DEVICE, "failure", reason)
+    part.attempt += 1
+    part.status, part.substate, part.stage = "pending", reason, 0
+    part.handed_out_at = part.progress_bytes = part.progress_at = None
+    part.script = ""
+    part.changed_at = now()
+    text = f"attempt {part.attempt} of {attempts} with its next poll"
+    note(session, part.deployment_id, part.device_id, SERVER, "again", text)
+
+
+def _note_live(session: Session, part: Part, status: str, told: live.Live) -> None:
+    for script in told.ended:
+        text = f"{script.name} {script.result} after {script.seconds:.2f} s"
+        note(session, part.deployment_id, part.device_id, DEVICE, "script", text)
+    if not told.is_live or status != part.status:
+        return  # late: it tells about a status that is over
+    part.progress_at = now()
+    part.script = told.script
+    if told.done_bytes is not None:
+        part.progress_bytes = told.done_bytes
+        part.size_bytes = told.size_bytes or part.size_bytes
 
 
 def _hold(session: Session, part: Part) -> None:
     why = "held: this client does not understand pauses and would run through them"
     if part.substate != why:
         part.substate = why
-        _note(session, part.deployment_id, part.device_id, SERVER, "held", why)
-
-
-def _note(
-    session: Session, deployment_id: str, device_id: str | None, source: str, word: str, text: str = ""
-) -> None:
-    session.add(Event(deployment_id=deployment_id, device_id=device_id, source=source, word=word, text=text))
+        note(session, part.deployment_id, part.device_id, SERVER, "held", why)
