@@ -47,15 +47,30 @@ class _Opening:
         self._path = f"/proc/self/fd/{handle}"
         self._opened = -1
         self._error = ""
+        self._thread = 0
         self.fd, self._signal = os.pipe2(os.O_CLOEXEC)
         _thread.start_new_thread(self._open, ())
 
     def _open(self) -> None:
+        self._thread = _thread.get_native_id()
         try:
             self._opened = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             self._error = os.strerror(error.errno or 0)
         os.close(self._signal)  # the end of the pipe is the signal
+
+    def is_waiting(self) -> bool:
+        """The thread sleeps in open(2): nobody has opened the other end, or it would be runnable.
+
+        It cannot be asleep for the interpreter's lock: that is free during our read(2).
+        """
+        if not self._thread:
+            return False
+        try:
+            with open(f"/proc/self/task/{self._thread}/stat", "rb", buffering=0) as file:
+                return file.read(256).rpartition(b") ")[2][:1] == b"S"
+        except OSError:
+            return False
 
     def take(self) -> int:
         """The descriptor, once `fd` is readable. Raises PayloadError if it could not be opened."""
@@ -262,8 +277,12 @@ class Streams:
 
     def end(self) -> None:
         """The module ended by itself: see whether it had opened a FIFO just before."""
-        if self._opening is not None:
-            self.was_asked |= _is_readable(self._opening.fd, _OPENED_GRACE_MS)
+        if self._opening is None:
+            return
+        for _ in range(_OPENED_GRACE_MS):
+            if self.was_asked or self._opening.is_waiting():
+                return
+            self.was_asked = _is_readable(self._opening.fd, 1)
 
     def rest(self) -> Iterator[Source]:
         """The payload files, when the module never asked for them."""
