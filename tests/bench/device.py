@@ -182,6 +182,12 @@ class Device:
                 (self.root / source[1:]).symlink_to("/media/nodes/disk")
                 return
 
+    def store_on(self, folder: Path) -> None:
+        """Keep the agent's datastore in a folder of the host: where durable writes take their time."""
+        point = self.root / "var/lib/mender"
+        run(["mount", "--bind", folder, point])
+        self.write("var/lib/mender/device_type", "device_type=bench\n")
+
     def configure(self, **keys: object) -> None:
         """mender.conf: the two slots, and these keys."""
         document = {

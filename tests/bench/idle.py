@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Daemons that have nothing to do: memory, wake-ups and CPU, all in the same minute, against a stub server."""
+"""Daemons that have nothing to do: memory, wake-ups and CPU, all in the same minute."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,9 +84,16 @@ class Lab:
         folder, slot = self._folder("machine")
         server = Server([machine.artifacts(folder / "nothing")])
         self._closing.append(server.close)
+        # What is saved goes to this machine's disk: waiting for it is part of what is measured.
+        disk = tempfile.TemporaryDirectory(dir=cache.root(), prefix="bench-")
+        self._closing.append(disk.cleanup)
         subjects = [machine.ours(self._idle_device(folder, slot, "agent"))]
         if self._is_there("mender 3.4"):
             subjects.append(machine.mender(self._idle_device(folder, slot, "mender")))
+        for subject in subjects:
+            store = Path(disk.name, subject.device.root.name)
+            store.mkdir()
+            subject.device.store_on(store)
         machine.Bench(subjects, server, self._report, self._options.rounds).run()
 
     def _idle(self) -> None:

@@ -52,7 +52,7 @@ class Report:
         for part in parts:
             console.print(self._table(part))
         for note in self.notes:
-            console.print(f"note: {note}", highlight=False)
+            console.print(f"note: {note}", highlight=False, markup=False)
         missed = self.missed()
         if missed:
             console.print(f"missed musts: {', '.join(missed)}", highlight=False)

@@ -125,7 +125,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
         wbufsize = 1 << 16  # header and body in one segment
 
         def serve(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self.read_body()
             if self.path.startswith(API):
                 code, content = server.answer(self.command, self.path, body)
                 self.send_response(code)
@@ -137,6 +137,16 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 server.requests.append(Request(time.monotonic(), self.command, self.path))
                 found = [folder / self.path.lstrip("/") for folder in server.folders]
                 self.send_file(next((path for path in found if path.is_file()), None))
+
+        def read_body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
 
         do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = serve  # noqa: N815
 
