@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from update_tools.server import account_api, account_pages, device_api, management, ui
+from update_tools.server import account_api, account_pages, device_api, fleet, management, ui
 from update_tools.server.door import Door, answer, refuse, scope_for
 from update_tools.server.faults import Refusal, Unavailable
 from update_tools.server.settings import House, Settings
@@ -31,8 +31,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        timer = fleet.Timer(house.db)
+        timer.start()
         async with house.hub.running():
             yield
+        timer.stop()
         house.close()
 
     app = FastAPI(

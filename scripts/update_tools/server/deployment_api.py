@@ -217,7 +217,7 @@ def device_history(
 ) -> list[dict[str, Any]]:
     """The deployments a device was part of, newest first."""
     with house_of(request).db.read() as session:
-        found = device_views.device_history(session, device_id, place=status, page=page, per_page=per_page)
+        found = device_views.device_history(session, device_id, status=status, page=page, per_page=per_page)
         return [
             {
                 "id": f"{row.id}:{device_id}",
@@ -270,10 +270,17 @@ def deployment_devices(
     page: PageNumber = 1,
     per_page: PerPage = 20,
 ) -> list[dict[str, Any]]:
-    """Where each device is; `status` is one status, or pause, active, finished, skipped, vanished."""
+    """Where each device is; `status`: one status, pause, active, finished, committing, skipped, vanished."""
     with house_of(request).db.read() as session:
         found = device_views.device_rows(
-            session, deployment_id, place=status, search=search, page=page, per_page=per_page, is_by_id=True
+            session,
+            deployment_id,
+            status="" if status in views.PLACES_ONLY else status,
+            place=status if status in views.PLACES_ONLY else "",
+            search=search,
+            page=page,
+            per_page=per_page,
+            is_by_id=True,
         )
         response.headers["x-total-count"] = str(found.total)
         parts = _parts(session, deployment_id, [row.device_id for row in found.rows])

@@ -104,6 +104,7 @@ def device_rows(
     deployment_id: str,
     *,
     place: str = "",
+    status: str = "",
     phase: int | None = None,
     search: str = "",
     page: int = 1,
@@ -112,12 +113,15 @@ def device_rows(
 ) -> DevicePage:
     """A page of devices, those that moved last first, or by id. Raises NotFound.
 
-    `place`: one of PLACES, a status, `vanished`, or pause, active, finished. `search`: in the identity.
+    `place`: one of views.PLACES or `vanished`. `status`: a word of the API, or pause, active, finished.
+    `search`: in the identity.
     """
     deployment = get_deployment(session, deployment_id)
     query = select(Part).where(Part.deployment_id == deployment_id)
     if place:
         query = _at_place(query, place)
+    if status:
+        query = query.where(Part.status.in_(GROUPS.get(status, (status,))))
     if phase is not None:
         query = query.where(Part.phase == phase - 1)
     if search:
@@ -149,12 +153,12 @@ def device_detail(session: Session, deployment_id: str, device_id: str) -> Devic
 
 
 def device_history(
-    session: Session, device_id: str, *, place: str = "", page: int = 1, per_page: int = 20
+    session: Session, device_id: str, *, status: str = "", page: int = 1, per_page: int = 20
 ) -> list[tuple[views.DeploymentRow, DeviceRow]]:
     """The deployments a device was part of, newest first."""
     query = select(Part).join(Deployment).where(Part.device_id == device_id)
-    if place:
-        query = _at_place(query, place)
+    if status:
+        query = query.where(Part.status.in_(GROUPS.get(status, (status,))))
     parts = session.scalars(
         query.options(selectinload(Part.device), selectinload(Part.deployment))
         .order_by(Deployment.created_at.desc())
@@ -235,7 +239,9 @@ def _at_place(query: Select[Any], place: str) -> Select[Any]:
         return query.where(Part.status.in_(rollout.SKIPPED))
     if place == "committing":
         return query.where(Part.status == "installing", Part.stage >= views.COMMIT)
-    return query.where(Part.status.in_(GROUPS.get(place, (place,))))
+    if place == "installing":
+        return query.where(Part.status == "installing", Part.stage < views.COMMIT)
+    return query.where(Part.status == place)
 
 
 def _levels_from(level: str) -> frozenset[str]:

@@ -69,9 +69,9 @@ class Postgres:
             raise
         self._programs = programs
 
-    def url(self, name: str) -> str:
-        """Make a database and return its address for `--database-url`."""
-        self._run(self._programs / "createdb", "-h", self._folder, "-U", "ota", name)
+    def url(self, name: str, template: str = "template0") -> str:
+        """Make a database, as a copy of another if wanted, and return its address for `--database-url`."""
+        self._run(self._programs / "createdb", "-h", self._folder, "-U", "ota", "-T", template, name)
         return f"postgresql+psycopg://ota@/{name}?host={self._folder}"
 
     def stop(self) -> None:

@@ -34,6 +34,7 @@ PLACES = (
     "skipped",
     "aborted",
 )
+PLACES_ONLY = ("committing", "skipped", "vanished")  # no words of the reference
 COMMIT = rollout.STAGES.index("Commit")
 
 
