@@ -169,6 +169,10 @@ class Store:
     def unlock(self) -> None:
         """Let other processes have the store."""
         if self._lock_fd >= 0:
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)  # a child that lives has a copy of the descriptor
+            except OSError:
+                pass
             os.close(self._lock_fd)
             self._lock_fd = -1
 

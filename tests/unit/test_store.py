@@ -20,7 +20,7 @@ import update_agent
 from update_agent import store as module
 from update_agent.errors import StoreError
 from update_agent.log import Log
-from update_agent.store import Store
+from update_agent.store import BusyError, Store
 
 FILE, PREVIOUS = "update-agent.json", "update-agent.json.previous"
 
@@ -290,7 +290,7 @@ def test_a_directory_that_is_not_there_is_an_error_when_written(tmp_path: Path) 
 _HOLDER = """
 import sys
 from update_agent.log import Log
-from update_agent.store import Store
+from update_agent.store import BusyError, Store
 store = Store(sys.argv[1], Log(level="error"))
 store.lock()
 store.write({"state": "theirs"})
@@ -336,3 +336,17 @@ def test_a_change_between_updates_keeps_what_others_saved(directory: Path) -> No
     opened(directory).write({"state": "theirs"})
     store.amend({"artifact-name": "ours"})
     assert values(directory) == {"state": "theirs", "artifact-name": "ours"}
+
+
+def test_unlocking_counts_although_a_child_has_a_copy_of_the_descriptor(tmp_path: Path) -> None:
+    one, other = (Store(str(tmp_path), Log("error")) for _ in range(2))
+    one.lock()
+    copy = os.dup(one._lock_fd)  # as fork makes one
+    try:
+        with pytest.raises(BusyError):
+            other.lock()
+        one.unlock()
+        other.lock()
+    finally:
+        os.close(copy)
+        other.unlock()
