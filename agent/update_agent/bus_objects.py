@@ -11,6 +11,8 @@ from __future__ import annotations
 import time
 
 from update_agent.errors import ControlError, IdleError, StoreError, UpdateError
+from update_agent.states import POINTS
+from update_agent.status import first_end, holding_hooks, hook_end
 from update_agent.update import Update
 
 TYPE_CHECKING = False
@@ -110,6 +112,8 @@ OWN = Interface(
         Method("Pause", [("points", "as")]),
         Method("Continue", [("point", "s")]),
         Method("Fail", [("point", "s")]),
+        # As SetUpdateControlMap, but at every point of this device, and an error tells the reason.
+        Method("SetControlMap", [("control_map", "s")], [("refresh_timeout", "i")]),
     ],
     {},
     {
@@ -118,8 +122,9 @@ OWN = Interface(
         "State": "s",  # as state scripts know it: Idle, Sync, Download, ArtifactInstall, ...
         "PausedAt": "s",  # control point, or empty
         "PausedBy": "a(si)",  # id and priority of the maps that hold it
-        "PausedUntil": "t",  # Unix time at which the first of them expires; 0: it does not
-        "AtExpiry": "s",  # what that map says then: fail, continue, force_continue
+        "PausedByHooks": "a(ssts)",  # path and reason of the hooks that hold it; until when, what then
+        "PausedUntil": "t",  # Unix time when the first of these says something else by itself; 0: never
+        "AtExpiry": "s",  # what it says then: fail, continue, force_continue
         "BytesDone": "t",  # of the download
         "BytesTotal": "t",
         "Error": "s",  # the first failure of this update, in words
@@ -250,41 +255,46 @@ class Objects:
     # org.metaupdate.Update1
 
     def _Pause(self, points: list[str]) -> tuple[()]:  # noqa: N802
-        return self._command(lambda: self._daemon.decisions.pause(points))
+        self._command(lambda: self._daemon.decisions.pause(points))
+        return ()
 
     def _Continue(self, point: str) -> tuple[()]:  # noqa: N802
-        return self._command(lambda: self._daemon.decisions.go_on(point))
+        self._command(lambda: self._daemon.decisions.go_on(point))
+        return ()
 
     def _Fail(self, point: str) -> tuple[()]:  # noqa: N802
-        return self._command(lambda: self._daemon.decisions.fail(point))
+        self._command(lambda: self._daemon.decisions.fail(point))
+        return ()
 
-    def _command(self, command: Any) -> tuple[()]:
+    def _SetControlMap(self, text: str) -> tuple[int]:  # noqa: N802
+        return (self._command(lambda: self._daemon.decisions.set_map(text, POINTS)),)
+
+    def _command(self, command: Any) -> Any:
         try:
-            command()
+            result = command()
         except IdleError as error:
             raise BusError(NO_UPDATE, str(error)) from error
         except UpdateError as error:
             raise BusError(REFUSED, str(error)) from error
-        return ()
+        return result
 
     def properties(self) -> dict[str, tuple[str, Any]]:
         """The properties of OWN, as (type, value)."""
         daemon = self._daemon
         update: Update = daemon.update
         by = daemon.pause.by if daemon.pause else ()
-        first = min(
-            (entry for entry in by if entry.expires_at < float("inf")),
-            key=lambda entry: entry.expires_at,
-            default=None,
-        )
+        first = first_end(daemon)
         values = {
             "DeploymentId": update.id,
             "ArtifactName": update.artifact_name,
             "State": daemon.state,
             "PausedAt": daemon.paused_at,
             "PausedBy": [(entry.map.id, entry.map.priority) for entry in by],
-            "PausedUntil": 0 if first is None else _unix_time(first.expires_at),
-            "AtExpiry": "" if first is None else first.map.states[daemon.paused_at].on_map_expire,
+            "PausedByHooks": [
+                (vote.hook.path, vote.why, *_end(hook_end(vote))) for vote in holding_hooks(daemon)
+            ],
+            "PausedUntil": _end(first)[0],
+            "AtExpiry": _end(first)[1],
             "BytesDone": daemon.done_bytes if update.id else 0,
             "BytesTotal": daemon.size_bytes if update.id else 0,
             "Error": daemon.update.cause,
@@ -323,5 +333,8 @@ def _machine_id() -> str:
     raise BusError(f"{_ERRORS}Failed", "this machine has no machine-id")
 
 
-def _unix_time(at: float) -> int:
-    return round(time.time() - time.monotonic() + at)
+def _end(end: tuple[float, str] | None) -> tuple[int, str]:
+    """Unix time and answer at the end of a hold; 0 and empty if it has none."""
+    if end is None or end[0] == float("inf"):
+        return 0, ""
+    return round(time.time() - time.monotonic() + end[0]), end[1]

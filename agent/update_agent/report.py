@@ -17,10 +17,9 @@ _VOTES = {
 }
 _EXPIRY = {
     "fail": "the update fails",
-    "continue": "other maps decide",
+    "continue": "it lets the update go on",
     "force_continue": "the update goes on",
 }
-_LIMIT = {"continue": "it lets the update go on", "fail": "the update fails"}
 _NEXT = {
     "refresh": "asks the server",
     "evaluate": "looks at the maps again",
@@ -48,14 +47,9 @@ def status_text(status: Any) -> str:
         rows.append(("Error", status["error"]))
     if pause:
         rows.append(("Paused at", pause["point"]))
-        rows += [("Held by", _who(entry)) for entry in pause["by"]]
+        rows += [("Held by", _holder(entry, pause["point"])) for entry in pause["by"]]
         rows += [("Held by", _hook(entry)) for entry in pause["hooks"]]
-        if pause["hooks"] and not pause["by"]:
-            rows.append(("Until", "the hooks let it go on, or someone decides: `continue` or `fail`"))
-        elif pause["expires_in_s"] is None:
-            rows.append(("Until", "someone decides: `continue` or `fail`"))
-        else:
-            rows.append(("Until", f"{_clock(pause['expires_in_s'])}; then {_EXPIRY[pause['at_expiry']]}"))
+        rows.append(("Until", _until(pause)))
         if pause["next_check_in_s"] is not None:
             rows.append(
                 ("Next", f"{_NEXT[pause['next_check']]} {_in(pause['next_check_in_s'])} ({pause['why']})")
@@ -103,12 +97,30 @@ def _who(entry: Any) -> str:
     return f"{who}, priority {entry['priority']}"
 
 
+def _holder(entry: Any, point: str) -> str:
+    if entry["expires_in_s"] is None:
+        return _who(entry)
+    expiry = _EXPIRY[entry["states"][point]["on_map_expire"]]
+    return f"{_who(entry)}; expires {_clock(entry['expires_in_s'])}, then {expiry}"
+
+
+def _until(pause: Any) -> str:
+    """What ends a pause; of several who hold, the first that says something else by itself."""
+    text = "the hooks let it go on, or " if pause["hooks"] else ""
+    text += "someone decides: `continue` or `fail`"
+    if pause["expires_in_s"] is None:
+        return text
+    if len(pause["by"] + pause["hooks"]) > 1:
+        return f"{text}; the first of these changes {_in(pause['expires_in_s'])}"
+    return f"{text}; else {_in(pause['expires_in_s'])} {_EXPIRY[pause['at_expiry']]}"
+
+
 def _hook(entry: Any) -> str:
     text = f"pause hook {entry['path']}: {entry['why']}"
     if entry["opens_in_s"] is not None:
         text += f", opens {_clock(entry['opens_in_s'])}"
     if entry["limit_in_s"] is not None:
-        text += f"; at most until {_clock(entry['limit_in_s'])}, then {_LIMIT[entry['at_limit']]}"
+        text += f"; at most until {_clock(entry['limit_in_s'])}, then {_EXPIRY[entry['at_limit']]}"
     return text
 
 

@@ -17,8 +17,8 @@ def status(daemon: Daemon) -> dict[str, object]:
     """The situation now, ready for JSON. Times are seconds from now; absent things are None.
 
     `state` is a state as scripts know it. `pause` is there while the update waits at a control point:
-    `by` the maps that hold it, `expires_in_s` when the first of them runs out, `at_expiry` what it then says,
-    `hooks` the pause hooks that hold it.
+    `by` the maps and `hooks` the pause hooks that hold it, `expires_in_s` when the first of them says
+    something else by itself, `at_expiry` what that is.
     """
     now = time.monotonic()
     update = daemon.update
@@ -47,19 +47,43 @@ def _pause(daemon: Daemon, now: float) -> dict[str, object] | None:
     document: dict[str, object] = {
         "point": daemon.paused_at,
         "by": [daemon.decisions.describe(entry, now) for entry in daemon.pause.by],
-        "hooks": [_hook(vote, now) for vote in daemon.holds.by("pause")] if daemon.holds else [],
+        "hooks": [_hook(vote, now) for vote in holding_hooks(daemon)],
         "expires_in_s": None,
         "at_expiry": None,
         "next_check_in_s": None if wake is None else _seconds(wake.at, now),
         "next_check": None if wake is None else wake.then,
         "why": None if wake is None else wake.why,
     }
-    running_out = [entry for entry in daemon.pause.by if entry.expires_at < float("inf")]
-    if running_out:
-        first = min(running_out, key=lambda entry: entry.expires_at)
-        document["expires_in_s"] = _seconds(first.expires_at, now)
-        document["at_expiry"] = first.map.states[daemon.paused_at].on_map_expire
+    first = first_end(daemon)
+    if first is not None:
+        document["expires_in_s"] = _seconds(first[0], now)
+        document["at_expiry"] = first[1]
     return document
+
+
+def first_end(daemon: Daemon) -> tuple[float, str] | None:
+    """When the first of those who hold the update says something else by itself, and what.
+
+    A map that expires, a hook whose limit passes or whose window opens; None if there is no such moment.
+    """
+    ends = []
+    if daemon.pause is not None:
+        point = daemon.paused_at
+        ends += [(entry.expires_at, entry.map.states[point].on_map_expire) for entry in daemon.pause.by]
+        ends += [hook_end(vote) for vote in holding_hooks(daemon)]
+    return min((end for end in ends if end[0] < float("inf")), default=None)
+
+
+def holding_hooks(daemon: Daemon) -> list[Vote]:
+    """The pause hooks that hold the update."""
+    return daemon.holds.by("pause") if daemon.holds and daemon.pause else []
+
+
+def hook_end(vote: Vote) -> tuple[float, str]:
+    """When a hook that holds says something else by itself, and what; infinite when it never does."""
+    never = float("inf")
+    limit = (never if vote.limit_at is None else vote.limit_at, vote.hook.at_limit)
+    return min(limit, (never if vote.opens_at is None else vote.opens_at, "continue"))
 
 
 def _hook(vote: Vote, now: float) -> dict[str, object]:

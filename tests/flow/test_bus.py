@@ -32,6 +32,7 @@ UPDATE = ("io.mender.UpdateManager", "/io/mender/UpdateManager")
 AUTH = ("io.mender.AuthenticationManager", "/io/mender/AuthenticationManager")
 OURS = (OWN.bus_name, OWN.path)
 SET = "io.mender.Update1.SetUpdateControlMap"
+OURS_SET = f"{OWN.name}.SetControlMap"
 APP = "01234567-89ab-cdef-0123-456789abcdef"
 PATIENCE_S = 60
 
@@ -167,8 +168,21 @@ def test_an_application_holds_an_update_and_lets_it_go(device: Device) -> None:
     assert "status:success" in device.lab.journal.trace()
 
 
-@pytest.mark.parametrize("point", ["ArtifactInstall_Enter", "ArtifactReboot_Enter", "ArtifactCommit_Enter"])
-@pytest.mark.parametrize("end", ["Continue", "Fail"])
+@pytest.mark.parametrize(
+    ("point", "end"),
+    [
+        ("Download_Enter", "Continue"),
+        ("Download_Leave", "Fail"),
+        ("ArtifactInstall_Enter", "Continue"),
+        ("ArtifactInstall_Enter", "Fail"),
+        ("ArtifactInstall_Leave", "Continue"),
+        ("ArtifactReboot_Enter", "Continue"),
+        ("ArtifactReboot_Enter", "Fail"),
+        ("ArtifactReboot_Leave", "Fail"),
+        ("ArtifactCommit_Enter", "Continue"),
+        ("ArtifactCommit_Enter", "Fail"),
+    ],
+)
 def test_commands_over_our_interface_survive_a_power_cut(device: Device, point: str, end: str) -> None:
     device.start(PauseSurvivesRestart=True)
     device.until_on_bus()
@@ -193,7 +207,15 @@ def test_commands_over_our_interface_survive_a_power_cut(device: Device, point: 
         (UPDATE, SET, ["string:"], "io.mender.Failed: Method returned error, see Mender logs for more"),
         (UPDATE, SET, ["string:null"], "io.mender.Failed: "),
         (UPDATE, SET, ["string:" + pause_map("Idle_Enter")], "io.mender.Failed: "),
+        (UPDATE, SET, ["string:" + pause_map("Download_Enter")], "io.mender.Failed: "),  # ours, not theirs
         (UPDATE, SET, ["string:" + "[" * 100_000], "io.mender.Failed: "),
+        (OURS, OURS_SET, ["string:"], f"{OWN.name}.Error.Refused: control map: not JSON"),
+        (
+            OURS,
+            OURS_SET,
+            ["string:" + pause_map("Idle_Enter")],
+            f'{OWN.name}.Error.Refused: control map: states."I',
+        ),
         (UPDATE, SET, ["int32:1"], "org.freedesktop.DBus.Error.InvalidArgs: "),
         (UPDATE, SET, [], "org.freedesktop.DBus.Error.InvalidArgs: "),
         (UPDATE, SET, ["string:x", "string:x"], "org.freedesktop.DBus.Error.InvalidArgs: "),
@@ -274,8 +296,9 @@ def test_others_may_look_but_not_decide(bus_device: Device) -> None:
     assert denied in bus_device.gdbus("call", *smuggled, pause_map(), user="nobody").stderr
     token = ("--dest", OURS[0], "--object-path", AUTH[1], "--method", "io.mender.Authentication1.GetJwtToken")
     assert denied in bus_device.gdbus("call", *token, user="nobody").stderr
-    for command in ("Pause", "Continue", "Fail"):
-        argument = "['ArtifactInstall_Enter']" if command == "Pause" else ""
+    arguments = {"Pause": "['ArtifactInstall_Enter']", "SetControlMap": pause_map()}
+    for command in OWN.methods:
+        argument = arguments.get(command, "")
         assert denied in bus_device.call_ours(f"{OWN.name}.{command}", argument, user="nobody").stderr
     assert bus_device.get("PausedAt", user="nobody") == "(<''>,)"
     assert bus_device.saved_maps() is None
@@ -346,6 +369,35 @@ def test_changes_are_signalled(device: Device) -> None:
     device.until(device.lab.journal.has_ended, "the end")
     device.until(lambda: "'DeploymentId': <''>" in monitor.text(), "the last signal")
     monitor.close()
+
+
+def test_our_interface_takes_maps_for_every_point_and_tells_who_holds(device: Device) -> None:
+    hook = {"point": "Download_Leave", "when": "always", "limit_s": 7200, "at_limit": "fail"}
+    directory = Path(device.lab.path("conf/pause.d"))
+    directory.mkdir()
+    (directory / "10-hold.json").write_text(json.dumps(hook))
+    device.start()
+    device.until_on_bus()
+    state = {"action": "pause", "on_map_expire": "continue"}
+    document = json.dumps({"id": APP, "priority": 3, "states": {"Download_Leave": state}})
+    assert device.call_ours(OURS_SET, document).stdout == "(1800,)\n"
+    device.peer.offer()
+    device.until_paused("Download_Leave")
+    assert device.get("PausedBy") == f"(<[('{APP}', 3)]>,)"
+    assert device.get("AtExpiry") == "(<'continue'>,)"
+    held = device.get("PausedByHooks")
+    found = re.fullmatch(r"\(<\[\('(.*)', 'always', uint64 (\d+), 'fail'\)\]>,\)", held)
+    assert found is not None, held
+    assert found[1] == str(directory / "10-hold.json")
+    assert abs(int(found[2]) - time.time() - 7200) < 300
+    assert device.call_ours(OURS_SET, json.dumps({"id": APP, "priority": 3})).returncode == 0
+    device.until(lambda: device.get("PausedBy").endswith("[]>,)"), "the map's end")
+    device.until_paused("Download_Leave")  # the hook holds on
+    assert device.get("AtExpiry") == "(<'fail'>,)"
+    assert device.call_ours(f"{OWN.name}.Continue", "").returncode == 0  # a person overrules it
+    device.until(device.lab.journal.has_ended, "the end")
+    assert device.get("PausedByHooks") == "(<@a(ssts) []>,)"
+    assert "status:success" in device.lab.journal.trace()
 
 
 def test_a_bus_that_is_killed_while_an_update_is_paused(device: Device) -> None:

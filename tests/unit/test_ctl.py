@@ -22,6 +22,7 @@ import pytest
 
 from update_agent import control, hooks
 from update_agent.bootloader import UBoot
+from update_agent.bus_objects import Objects
 from update_agent.config import Config
 from update_agent.ctl import ControlSocket
 from update_agent.daemon import Daemon
@@ -326,8 +327,9 @@ def test_the_screen_says_what_it_waits_for_who_asked_and_what_comes_at_expiry(da
     for part in (
         "release-2",
         "Paused at   ArtifactInstall_Enter",
-        f"Held by     application {APP}, priority 0",
-        "(in 60 min); then the update fails",
+        f"Held by     application {APP}, priority 0; expires 20",
+        "(in 60 min), then the update fails",
+        "Until       someone decides: `continue` or `fail`; else in 60 min the update fails",
         "looks at the maps again in 30 min (half-time)",
         "50 of 200 bytes, 25 %",
     ):
@@ -360,8 +362,16 @@ def test_status_says_which_hook_holds_and_until_when(daemon: Daemon) -> None:
         "(in 120 min), then the update fails",
         "Held by     pause hook /etc/pause.d/10-x.json: outside 02:00 UTC, 60 s, opens ",
         "(in 60 min)",
-        "Until       the hooks let it go on, or someone decides: `continue` or `fail`",
+        "Until       the hooks let it go on, or someone decides: `continue` or `fail`; the first of these",
         "Next        looks at the hooks again in 60 s (hooks)",
     ):
         assert part in text.replace("in 2 h 0 min", "in 120 min")
     assert "20-x.json" not in text
+    ends = Objects(daemon).properties()
+    assert ends["PausedBy"] == ("a(si)", [])
+    (first, second) = ends["PausedByHooks"][1]
+    assert first[:2] == ("/etc/pause.d/00-x.json", "always")
+    assert second[:2] == ("/etc/pause.d/10-x.json", "outside 02:00 UTC, 60 s")
+    assert (first[3], second[3]) == ("fail", "continue")
+    assert first[2] - second[2] == 3600
+    assert (ends["PausedUntil"], ends["AtExpiry"]) == (("t", second[2]), ("s", "continue"))
