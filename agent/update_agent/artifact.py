@@ -100,13 +100,15 @@ class PayloadFile:
         self._hash.update(view)
         self._hashed += len(view)
 
-    def verify(self) -> None:
-        """Raise ArtifactError unless all bytes were hashed and the checksum is the manifest's."""
+    def verify(self) -> str:
+        """SHA-256 in hex. Raises ArtifactError unless all was hashed and the checksum is the manifest's."""
+        digest = self._hash.hexdigest()
         if self._hashed != self.size:
             raise ArtifactError(f"payload file {self.name}: {self._hashed} of {self.size} bytes were hashed")
-        if self.digest != self.expected_digest:
-            raise _wrong_checksum(f"payload file {self.name}", self.expected_digest, self.digest)
+        if digest != self.expected_digest:
+            raise _wrong_checksum(f"payload file {self.name}", self.expected_digest, digest)
         self.verified = True
+        return digest
 
     def finish(self) -> None:
         """Read what nobody read, and verify."""
@@ -122,7 +124,8 @@ class Reader:
     """An artifact on a stream that has `read(n)`, perhaps `readinto`. `header` is there, verified, at once.
 
     verify_keys: public keys; with any, the artifact must be signed by one of them; `verified_by` tells which.
-    `digests`: the payload files the manifest lists and their SHA-256 in hex.
+    `digests`: the payload files the manifest lists and their SHA-256 in hex. `compression`: none, gzip, xz or
+    zstd, of the payload; known once `files` has begun.
     memory_limit_bytes bounds what a decompressor may need. Raises ArtifactError; errors of the stream pass.
     """
 
@@ -137,6 +140,7 @@ class Reader:
         self._memory_limit = memory_limit_bytes
         self._outer = TarStream(StreamSource(stream), "the artifact")
         self.verified_by: str | None = None
+        self.compression = "none"
         version = self._member("version", self._outer.next())
         version_bytes = self._outer.read_whole(version, MAX_VERSION_BYTES)
         _check_version(version_bytes)
@@ -172,6 +176,7 @@ class Reader:
             matched = _DATA.fullmatch(self._expected(member, "data/0000.tar").name)
             if not matched:
                 raise self._unexpected(member, "data/0000.tar (with .gz, .xz, .zst or without)")
+            self.compression = NAMES[matched[1]]
             source = decompress(self._outer, matched[1], member.name, self._memory_limit)
             yield from self._payload(TarStream(source, member.name))
             if (member := self._outer.next()) is not None:
