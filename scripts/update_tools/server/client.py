@@ -7,7 +7,7 @@ import http.client
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -59,39 +59,63 @@ class Management:
         map: dict[str, Any] | None = None,  # noqa: A002  the field's word
         *,
         force: bool = False,
+        group: str = "",
+        terms: Sequence[Mapping[str, Any]] = (),
+        **more: Any,
     ) -> str:
-        """Create a deployment for these devices, or for all accepted ones, and return its id.
+        """Create a deployment for these devices, a group, a filter, or all accepted devices; returns its id.
 
         `map` is a control map without id, for instance
-        `{"states": {"ArtifactReboot_Enter": {"action": "pause"}}}`.
+        `{"states": {"ArtifactReboot_Enter": {"action": "pause"}}}`. `more`: retries, phases, start_at, rules,
+        max_devices, as the API has them.
         """
-        body: dict[str, Any] = {"name": name, "artifact_name": artifact, "force_installation": force}
+        body: dict[str, Any] = {"name": name, "artifact_name": artifact, "force_installation": force, **more}
+        if map is not None:
+            body["update_control_map"] = map
+        if group:
+            return _last(self._json("POST", f"{BASE}/deployments/group/{quote(group, safe='')}", body)[1])
+        if terms:
+            body["filter"] = {"terms": list(terms)}
+            return _last(self._json("POST", "/api/management/v2/deployments/deployments", body)[1])
         if devices is None:
             body["all_devices"] = True
         else:
             body["devices"] = list(devices)
-        if map is not None:
-            body["update_control_map"] = map
         return _last(self._json("POST", f"{BASE}/deployments", body)[1])
 
-    def continue_(self, deployment_id: str, point: str | None = None) -> list[str]:
-        """Release a pause: at `point`, or wherever devices wait now. Returns the points."""
-        return self._control(deployment_id, "continue", point)
+    def continue_(
+        self, deployment_id: str, point: str | None = None, devices: Sequence[str] | None = None
+    ) -> list[str]:
+        """Release a pause: at `point`, or wherever devices wait now; for all or some. Returns the points."""
+        return self._control(deployment_id, "continue", point, devices)
 
-    def roll_back(self, deployment_id: str, point: str | None = None) -> list[str]:
+    def roll_back(
+        self, deployment_id: str, point: str | None = None, devices: Sequence[str] | None = None
+    ) -> list[str]:
         """Let devices roll back at `point`, or wherever they wait now. Returns the points."""
-        return self._control(deployment_id, "fail", point)
+        return self._control(deployment_id, "fail", point, devices)
 
-    def pause(self, deployment_id: str, point: str) -> None:
+    def pause(self, deployment_id: str, point: str, devices: Sequence[str] | None = None) -> None:
         """Add a pause to a running deployment."""
-        self._control(deployment_id, "pause", point)
+        self._control(deployment_id, "pause", point, devices)
 
     def set_map(self, deployment_id: str, map: dict[str, Any]) -> None:  # noqa: A002
         """Replace the whole control map (PATCH)."""
         self._json("PATCH", f"{BASE}/deployments/{deployment_id}", {"update_control_map": map})
 
-    def abort(self, deployment_id: str) -> None:
-        """Abort; devices are told at their next request."""
+    def hold(self, deployment_id: str, why: str = "") -> None:
+        """Hand it out to nobody new."""
+        self._json("PUT", f"{BASE}/deployments/{deployment_id}/hold", {"is_held": True, "why": why})
+
+    def resume(self, deployment_id: str) -> None:
+        """Go on after a hold, also one that a rule made."""
+        self._json("PUT", f"{BASE}/deployments/{deployment_id}/hold", {"is_held": False})
+
+    def abort(self, deployment_id: str, devices: Sequence[str] | None = None) -> None:
+        """Abort, for all or some; devices are told at their next request."""
+        if devices is not None:
+            self._control(deployment_id, "abort", None, devices)
+            return
         self._json("PUT", f"{BASE}/deployments/{deployment_id}/status", {"status": "aborted"})
 
     def deployment(self, deployment_id: str) -> dict[str, Any]:
@@ -106,6 +130,14 @@ class Management:
         """What happened to one device, oldest first: `at`, `source`, `word`, `text`."""
         return list(self._get(f"{BASE}/deployments/{deployment_id}/devices/{device_id}/events"))
 
+    def overview(self, deployment_id: str) -> dict[str, Any]:
+        """Counts by place, the pauses with what will open them, phases, what happened."""
+        return dict(self._get(f"{BASE}/deployments/{deployment_id}/overview"))
+
+    def timeline(self, deployment_id: str, device_id: str) -> dict[str, Any]:
+        """One device: `timeline` with how long each state took, `scripts` with exit code and seconds."""
+        return dict(self._get(f"{BASE}/deployments/{deployment_id}/devices/{device_id}/timeline"))
+
     def log(self, deployment_id: str, device_id: str) -> str:
         """A device's deployment log as text; empty if it has not uploaded one."""
         path = f"{BASE}/deployments/{deployment_id}/devices/{device_id}/log"
@@ -117,7 +149,7 @@ class Management:
 
     def known_devices(self, status: str = "") -> list[dict[str, Any]]:
         """All devices with identity, status and keys (`auth_sets`)."""
-        return list(self._get(f"{DEVICES}?status={quote(status)}"))
+        return list(self._get(f"{DEVICES}?status={quote(status)}" if status else DEVICES))
 
     def accept(self, device_id: str) -> None:
         """Accept a device's newest key."""
@@ -126,6 +158,10 @@ class Management:
             raise ServerError(f"accepting device {device_id}: the server does not know it")
         key_id = device["auth_sets"][-1]["id"]
         self._json("PUT", f"{DEVICES}/{device_id}/auth/{key_id}/status", {"status": "accepted"})
+
+    def set_group(self, device_id: str, group: str) -> None:
+        """Put a device into a group."""
+        self._json("PUT", f"/api/management/v1/inventory/devices/{device_id}/group", {"group": group})
 
     def inventory(self, device_id: str) -> dict[str, Any]:
         """A device's attributes by name."""
@@ -151,8 +187,12 @@ class Management:
                 raise ServerError(f"deployment {present['name']!r} after {timeout_s:.0f} s: {counts}")
             time.sleep(interval_s)
 
-    def _control(self, deployment_id: str, action: str, point: str | None) -> list[str]:
-        body = {"action": action, "point": point}
+    def _control(
+        self, deployment_id: str, action: str, point: str | None, devices: Sequence[str] | None
+    ) -> list[str]:
+        body: dict[str, Any] = {"action": action, "point": point}
+        if devices is not None:
+            body["devices"] = list(devices)
         answer = self._json("POST", f"{BASE}/deployments/{deployment_id}/control", body)[2]
         return list(json.loads(answer)["points"])
 
