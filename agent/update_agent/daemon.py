@@ -123,13 +123,13 @@ class Daemon(Machine):
         while True:
             try:
                 self.store.lock()
+                self.store.reload()  # what a command saved that ended just now
                 return
             except BusyError as error:
                 if not wait:
                     raise
                 self.log.warning(f"The saved update waits: {error}")
                 self.context.loop.wait((), time.monotonic() + _CLAIM_S)
-                self.store.reload()
             except StoreError as error:
                 self.log.error(str(error))
                 return

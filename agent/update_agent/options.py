@@ -95,6 +95,7 @@ EXIT_CODES = (
     (2, "no update in progress, or none that is to be decided about"),
     (4, "done, reboot needed (with --reboot-exit-code)"),
 )
+_WIDTH = 110
 _COMMAND = {command.name: command for command in COMMANDS}
 
 
@@ -218,4 +219,10 @@ def _rows(options: Sequence[Option]) -> str:
 
 
 def _row(left: str, right: str) -> str:
-    return f"  {left:<32} {right}"
+    lines, line = [], f"  {left:<32}"
+    for word in right.split():
+        if len(line) + len(word) >= _WIDTH:
+            lines.append(line)
+            line = " " * 34
+        line += f" {word}"
+    return "\n".join([*lines, line])

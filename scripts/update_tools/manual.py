@@ -8,6 +8,7 @@ stand here.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import textwrap
@@ -45,6 +46,11 @@ Options stand before the command, a command's own options after it. A value foll
 after an equals sign.
 """
 
+CONFIGURATION = """
+`mender.conf` is one JSON object with the keys that Mender's clients know. Names of keys are taken in any
+case; those that nobody knows are ignored. These are our own:
+"""
+
 # By attribute of the option, or by command: what the table's short text leaves out.
 MORE_OPTIONS = {
     "config": f"`{config.CONF_DIR}/mender.conf` if not given. A file that is named must exist and be valid.",
@@ -70,6 +76,15 @@ MORE_COMMANDS = {
     "continue": "Counts once.",
     "fail": "Counts once. The update is rolled back.",
     "status": "With --follow, ends with 130 when it is interrupted.",
+}
+
+# Keys of mender.conf that other clients do not have.
+OWN_KEYS = {
+    "ControlGroup": "Members of this group, beside root, may use the control socket.",
+    "PauseSurvivesRestart": "Whether an update that was paused is paused again after a restart.",
+    "RetryFirstIntervalSeconds": "First wait of every series of retries.",
+    "ScriptOutputLimitBytes": "What one run of a state script may add to the logs."
+    " A log that is too large for the server is sent with at least the last 10 KiB of each script.",
 }
 
 ENVIRONMENT = {
@@ -99,6 +114,8 @@ def files() -> dict[str, str]:
         f"{paths.datastore}/update-agent.json": "What is installed, and how far an update is.",
         paths.key_file(): "The device's private key; made on first use.",
         paths.bootstrap_artifact(): "Tells what the image provides; read once, then removed.",
+        paths.artifact_info(): "Names an image without bootstrap artifact, `artifact_name=NAME`.",
+        f"{paths.datastore}/mender-store": "What another client saved; taken over, and left as it is.",
         f"{paths.scripts_artifact()}/": "State scripts of the artifact being installed.",
         f"{paths.update_log_path}/deployments.NNNN.ID.log": "Deployment logs, 0000 being the newest.",
         config.CONTROL_SOCKET: "Commands of `ControlGroup` and root to the daemon.",
@@ -197,6 +214,15 @@ def _command_rows() -> list[tuple[str, list[str]]]:
     return rows
 
 
+def _own_keys() -> list[tuple[str, list[str]]]:
+    defaults = {key: default for key, _, default, _ in config.KEYS}
+    rows = []
+    for key, text in OWN_KEYS.items():
+        default = json.dumps(defaults[key]) if defaults[key] != "" else "not set"
+        rows.append((f"Li {key}", _prose(f"{text} Default: {default}.")))
+    return rows
+
+
 def manual() -> str:
     """The manual page."""
     lines = [
@@ -218,6 +244,7 @@ def manual() -> str:
         lines += [*([".Pp"] if number else []), *_prose(paragraph)]
     lines += [".Pp", "The options are:", *_list(_option_rows(OPTIONS))]
     lines += [".Pp", "The commands are:", *_list(_command_rows())]
+    lines += [".Sh CONFIGURATION", *_prose(CONFIGURATION), *_list(_own_keys())]
     variables = [(f"Ev {' , '.join(names.split(', '))}", _prose(text)) for names, text in ENVIRONMENT.items()]
     lines += [".Sh ENVIRONMENT", *_list(variables)]
     lines += [".Sh FILES", *_list([(f"Pa {_escape(path)}", _prose(text)) for path, text in files().items()])]
