@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from update_agent import __version__, config
-from update_agent.errors import ConfigError, IdleError, StoreError, UpdateError
+from update_agent.errors import ConfigError, IdleError, ProcError, StoreError, UpdateError
+from update_agent.lean import json, signal
 from update_agent.log import LEVELS, Log
 from update_agent.options import COMMANDS, Usage, parse, usage_text
 
@@ -175,8 +175,6 @@ def _signal_daemon(options: Options) -> int:
 
 def _control(options: Options) -> int:
     """Have the daemon do it, or tell."""
-    import json
-
     from update_agent import ctl, report
 
     settings, _ = _configure(options)

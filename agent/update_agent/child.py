@@ -11,14 +11,13 @@ its connections, until it is told to rest.
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
 import time
 
 from update_agent import errors
 from update_agent.errors import TransferError, UpdateError
+from update_agent.lean import json, signal
 from update_agent.loop import plain_wait
 
 TYPE_CHECKING = False

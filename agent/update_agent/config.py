@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from update_agent.errors import ConfigError
+from update_agent.lean import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def _read(config: Config, path: str, *, required: bool) -> None:
     """Merge one file. A missing or broken default file is a warning; a named one (`required`) is an error."""
     try:
         with open(path, encoding="utf-8") as file:
-            config.merge(json.load(file), path)
+            config.merge(json.loads(file.read()), path)
     except FileNotFoundError as error:
         if required:
             raise ConfigError(f"configuration file {path} does not exist") from error

@@ -7,9 +7,8 @@ clock that jumps at its first synchronization neither ends nor prolongs a pause.
 
 from __future__ import annotations
 
-import json
-
 from update_agent.errors import ControlError
+from update_agent.lean import json
 from update_agent.states import POINTS, WIRE_POINTS
 
 TYPE_CHECKING = False

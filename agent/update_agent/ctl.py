@@ -18,12 +18,11 @@ Who may: root, the user the agent runs as, and members of the group that `Contro
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import struct
 
 from update_agent.errors import ConfigError, ControlError, UpdateError
+from update_agent.lean import accept, json, socket
 from update_agent.states import POINTS
 from update_agent.status import status
 
@@ -82,7 +81,7 @@ class ControlSocket:
     def _accept(self) -> None:
         assert self._listener is not None
         try:
-            connection = self._listener.accept()[0]
+            connection = accept(self._listener)
         except OSError:
             return  # gone again
         client = _Client(connection)
@@ -272,7 +271,8 @@ def ask(path: str, request: dict[str, object], answer: Callable[[object], None])
     """
     from update_agent import errors
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
         try:
             connection.connect(path)
         except PermissionError as error:
@@ -285,7 +285,7 @@ def ask(path: str, request: dict[str, object], answer: Callable[[object], None])
             ) from error
         try:
             connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as lines:
+            with open(os.dup(connection.fileno()), "rb") as lines:
                 for line in lines:
                     reply = json.loads(line)
                     if not reply["ok"]:
@@ -297,3 +297,5 @@ def ask(path: str, request: dict[str, object], answer: Callable[[object], None])
         except OSError as error:
             raise ControlError(f"the update daemon went away: {error.strerror}") from error
     raise ControlError("the update daemon ended the conversation", hint="did it stop?")
+    finally:
+        connection.close()

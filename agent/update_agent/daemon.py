@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import signal
 import time
 
 from update_agent import control
 from update_agent.backoff import delays
 from update_agent.decisions import Decisions
 from update_agent.errors import ControlError, LoopError, StoreError
+from update_agent.lean import signal
 from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
 from update_agent.pauses import HOOKS_KEY, ControlPoint, warn_of_broken_hooks

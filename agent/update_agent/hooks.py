@@ -28,12 +28,12 @@ DIRECTORY…`, is there to find such hooks when the image is built.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
 
 from update_agent.errors import ControlError, ProcError
+from update_agent.lean import json
 from update_agent.loop import plain_wait
 from update_agent.output import OutputLines
 from update_agent.proc import run

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+
+from update_agent.lean import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ again by the next update (see `Store.reload`).
 
 from __future__ import annotations
 
-import json
 import struct
 
 from update_agent.errors import StoreError
+from update_agent.lean import json
 
 FILE = "mender-store"
 TRANSACTION = "mender-store-transaction"  # key of ours: what was taken over

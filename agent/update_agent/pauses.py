@@ -11,11 +11,11 @@ interval at which a map would be asked for, so that an abort is noticed.
 
 from __future__ import annotations
 
-import json
 import time
 
 from update_agent import control, hooks
 from update_agent.errors import ControlError, StoreError
+from update_agent.lean import json
 from update_agent.states import WIRE_POINTS
 
 TYPE_CHECKING = False

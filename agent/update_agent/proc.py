@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 
 from update_agent.errors import ProcError
+from update_agent.lean import signal
 from update_agent.loop import plain_wait
 
 TYPE_CHECKING = False

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
 from update_agent.errors import ConfigError, StoreError, UpdateError
+from update_agent.lean import json
 from update_agent.machine import Context, Machine
 from update_agent.states import COMMIT_FROM, IN_STATE, ROLLBACK_NOT_FROM, STANDALONE_STEPS, Step
 from update_agent.update import Update, commit, from_text, installed

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import zlib
 
 from update_agent.errors import StoreError
+from update_agent.lean import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _checksum(values: Mapping[str, str]) -> str:
 
 def _encode(values: Mapping[str, str]) -> bytes:
     document = {"format": FORMAT, "crc32": _checksum(values), "values": dict(values)}
-    return json.dumps(document, indent=1).encode() + b"\n"
+    return json.dumps(document, separators=(",\n", ": ")).encode() + b"\n"
 
 
 def _decode(path: str) -> dict[str, str]:

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import json
-
 from update_agent.errors import StoreError
+from update_agent.lean import json
 from update_agent.provides import new_provides
 
 TYPE_CHECKING = False

@@ -6,7 +6,6 @@ from __future__ import annotations
 from update_agent import bootloader
 from update_agent.connection import Connector
 from update_agent.errors import UpdateError
-from update_agent.intake import Intake, describe, open_source
 from update_agent.loop import plain_wait
 from update_agent.remote import FAILED, OK, Reply
 from update_agent.server import Api, Session
@@ -46,6 +45,8 @@ class Worker:
 
     def _download(self, channel: Channel, deployment_id: str, uri: str, installed: dict[str, str]) -> None:
         """Take an artifact in: show its headers to the parent, then stream the payload to its module."""
+        from update_agent.intake import Intake, describe, open_source  # most polls find nothing to download
+
         source = open_source(uri, self._config, self._log, _progress(channel), self._connector)
         # Not the loop's wait: signals, D-Bus and the control socket are the parent's to serve.
         intake = Intake(source, self._config, self._log, bootloader.find(plain_wait), plain_wait)

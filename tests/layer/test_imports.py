@@ -17,7 +17,7 @@ DBUS = {path.name for path in AGENT.glob("bus*.py")}
 # here is one that nobody has looked up yet: look it up, and mind what it costs.
 PACKAGES = {
     "python3-core": """
-        __future__ _thread argparse array ast binascii bz2 collections contextlib enum errno
+        __future__ _signal _thread argparse array ast binascii bz2 collections contextlib enum errno
         functools grp importlib io ipaddress itertools locale lzma os pathlib re select selectors
         shutil signal stat struct subprocess sys textwrap threading time traceback types typing
         warnings weakref zlib
@@ -28,8 +28,8 @@ PACKAGES = {
     "python3-datetime": "datetime zoneinfo",
     "python3-email": "email",
     "python3-fcntl": "fcntl",
-    "python3-io": "socket ssl tempfile",
-    "python3-json": "json",
+    "python3-io": "_socket socket ssl tempfile",
+    "python3-json": "_json json",
     "python3-logging": "logging",
     "python3-math": "math random",
     "python3-mmap": "mmap",

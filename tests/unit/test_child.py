@@ -278,9 +278,9 @@ def test_the_resident_part_imports_nothing_big() -> None:
     from update_agent import proc
 
     code = (
-        "import sys, update_agent.remote, update_agent.backoff; "
+        "import sys, update_agent.remote, update_agent.daemon, update_agent.ctl; "
         "print(sorted({'ssl', 'socket', 'http', 'urllib', 'hashlib', 'typing', 'ctypes', 'subprocess', "
-        "'threading', 'dataclasses', 'tempfile'} & set(sys.modules)))"
+        "'threading', 'dataclasses', 'tempfile', 're', 'enum', 'json', 'functools'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": "agent"}
     argv = [sys.executable, "-S", "-c", code]
