@@ -3,13 +3,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.flow.test_pause_survives import BEFORE, ROLLBACK, SUCCESS
 
-from update_agent.states import POINTS, WIRE_POINTS
+from update_agent.ctl import ask
+from update_agent.states import POINTS, WIRE_POINTS, resume_after
+from update_agent.update import Update, from_text
 from update_tools.conform import scenarios
+from update_tools.conform.lab import Lab
+from update_tools.conform.peer import Peer
 
 STATUS = {
     "Download_Enter": "downloading",
@@ -184,3 +194,115 @@ def test_a_server_that_has_a_map_is_not_asked_at_a_local_point() -> None:
             "expect": {"trace": trace, "artifact_name": "new"},
         }
     )
+
+
+# By command and over the socket, without D-Bus
+
+APP = "01234567-89ab-cdef-0123-456789abcdef"
+GIVEN = {
+    "supports_rollback": True,
+    "needs_reboot": "Yes",
+    "faults": [],
+    "config": {"PauseSurvivesRestart": True},
+}
+
+
+class Device:
+    """The daemon on a throw-away device, and who talks to it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.peer = Peer(GIVEN, lab.journal, lab.artifact)
+        self.agent: subprocess.Popen[bytes] | None = None
+        lab.configure(self.peer.url)
+
+    def start(self) -> None:
+        self.agent = subprocess.Popen(
+            self.lab.command("daemon"), env=self.lab.environment(), start_new_session=True
+        )
+        self.until(lambda: self.run("status").returncode == 0, "the agent")
+
+    def kill(self) -> None:
+        """As a power cut does."""
+        if self.agent is not None:
+            os.killpg(self.agent.pid, signal.SIGKILL)
+            self.agent.wait()
+            self.agent = None
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.lab.command(*words), env=self.lab.environment(), capture_output=True, text=True, check=False
+        )
+
+    def set_map(self, document: dict[str, Any]) -> object:
+        answers: list[object] = []
+        path = self.lab.environment()["UPDATE_CONTROL_SOCKET"]
+        ask(path, {"verb": "set-map", "map": json.dumps(document)}, answers.append)
+        return answers[0]
+
+    def paused_at(self) -> str:
+        said = self.run("status", "--json")
+        pause = json.loads(said.stdout)["pause"] if said.returncode == 0 else None
+        return pause["point"] if pause else ""
+
+    def until(self, is_so: Any, what: str) -> None:
+        deadline = time.monotonic() + 60
+        while not is_so():
+            assert time.monotonic() < deadline, f"{what} did not come\n" + "\n".join(self.lab.journal.lines())
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    with Lab(GIVEN) as lab:
+        lab.furnish()
+        made = Device(lab)
+        try:
+            yield made
+        finally:
+            made.kill()
+            made.peer.close()
+
+
+@pytest.mark.parametrize("verb", ["continue", "fail"])
+def test_one_update_is_held_at_every_point_by_command_and_over_the_socket(device: Device, verb: str) -> None:
+    """By turns; at each point the power is cut once. The last decision is the verb's."""
+    device.start()
+    by_command, by_map = POINTS[::2], POINTS[1::2]
+    device.run("pause", *by_command)
+    states = {point: {"action": "pause"} for point in by_map}
+    assert device.set_map({"id": APP, "states": states}) == 1800
+    device.peer.offer()
+    for point in POINTS:
+        device.until(lambda p=point: device.paused_at() == p, point)
+        device.kill()
+        device.start()
+        device.until(lambda p=point: device.paused_at() == p, f"{point} again")
+        who = "a command on this device" if point in by_command else f"application {APP}, priority 0"
+        screen = device.run("status").stdout
+        assert f"Paused at   {point}\nHeld by     {who}" in screen
+        if point == POINTS[-1]:
+            device.run(verb)
+        elif point in by_command:
+            device.run("continue", point)
+        else:
+            del states[point]
+            device.set_map({"id": APP, "states": states})
+    device.until(device.lab.journal.has_ended, "the end")
+    last = "status:success" if verb == "continue" else "logs"
+    assert device.lab.journal.trace()[-1] == last
+    assert device.lab.artifact_name() == ("new" if verb == "continue" else "old")
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("pause-before-install", "control.install"),
+        ("pause-before-reboot", "control.reboot"),
+        ("pause-before-commit", "control.commit"),
+    ],
+)
+def test_a_pause_that_the_former_version_saved_goes_on(name: str, step: str) -> None:
+    """Stored names are forever: an update that brings this agent may have been paused under the old one."""
+    assert resume_after(name).resume == step
+    assert from_text(Update("3f1c", "https://example.com/a.mender").to_text(name))[0] == name

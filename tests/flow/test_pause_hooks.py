@@ -72,11 +72,11 @@ def program(tmp_path: Path, body: str) -> str:
     return str(path)
 
 
-def asking(point: str, path: str) -> dict[str, Any]:
+def asking(point: str, path: str, limit_s: int = 3600) -> dict[str, Any]:
     return {
         "point": point,
         "when": {"program": path, "interval_s": 1},
-        "limit_s": 3600,
+        "limit_s": limit_s,
         "at_limit": "fail",
     }
 
@@ -122,13 +122,16 @@ def test_an_open_window_lets_the_update_go_on() -> None:
 
 
 def test_a_person_overrules_hooks_that_hold(tmp_path: Path) -> None:
-    """The person is a program here that is asked, and gives the command when the update is paused."""
+    """The person is a program here that is asked, and gives the command when the update is paused.
+
+    Were hooks not overruled, its limit would fail the update.
+    """
     far = time.gmtime(time.time() + 12 * 3600).tm_hour
     command = f"[ $calls -lt 2 ] || {sys.executable} -m update_agent continue {REBOOT} >&2"
     hooks = {
         "10-night.json": {"point": REBOOT, "when": {"outside": f"{far}:30 UTC", "lasting_s": 60}},
         "20-broken.json": {"point": REBOOT, "when": "never"},
-        "30-ask.json": asking(REBOOT, program(tmp_path, f"{command}\nexit 21")),
+        "30-ask.json": asking(REBOOT, program(tmp_path, f"{command}\nexit 21"), limit_s=20),
     }
     play(hooks, way(REBOOT, *paused(REBOOT), f"control:{REBOOT}=continue"))
     assert (tmp_path / "calls").read_text() == "call\n" * 2
