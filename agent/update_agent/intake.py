@@ -57,7 +57,7 @@ def open_source(
         return Download(config, log, progress=progress, connector=connector).open(source)
     try:
         file = open(source, "rb", buffering=0)  # noqa: SIM115 - the stream outlives this function
-        return _File(file, os.fstat(file.fileno()).st_size, progress)
+        return _File(file, source, os.fstat(file.fileno()).st_size, progress)
     except OSError as error:
         raise TransferError(f"cannot open the artifact {source}: {os.strerror(error.errno or 0)}") from error
 
@@ -65,29 +65,32 @@ def open_source(
 class _File:
     """A local artifact as a stream with progress."""
 
-    def __init__(self, file: payloads.RawFile, size_bytes: int, progress: Progress | None) -> None:
+    def __init__(self, file: payloads.RawFile, path: str, size_bytes: int, progress: Progress | None) -> None:
         self._file = file
+        self._path = path
         self._size_bytes = size_bytes
         self._progress = progress
         self._done_bytes = 0
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(size) or b""
-        self._count(len(data))
-        return data
+        data = bytearray(size)
+        return bytes(data[: self.readinto(memoryview(data))])
 
     def readinto(self, buffer: memoryview) -> int:
-        count = self._file.readinto(buffer) or 0
-        self._count(count)
+        try:
+            count = self._file.readinto(buffer) or 0
+        except OSError as error:
+            raise TransferError(
+                f"cannot read the artifact {self._path} after {self._done_bytes} bytes: "
+                f"{os.strerror(error.errno or 0)}"
+            ) from error
+        self._done_bytes += count
+        if self._progress is not None:
+            self._progress(self._done_bytes, self._size_bytes)
         return count
 
     def close(self) -> None:
         self._file.close()
-
-    def _count(self, count: int) -> None:
-        self._done_bytes += count
-        if self._progress is not None:
-            self._progress(self._done_bytes, self._size_bytes)
 
 
 class Intake:

@@ -131,6 +131,18 @@ class Zstd:
             self._lib.ZSTD_freeDCtx(self._context)
 
 
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+
+def is_equal(left: int, right: int, size: int) -> bool:
+    """Whether two pieces of memory, by their addresses, are the same.
+
+    Comparing memoryviews in Python takes ten times as long, and holds the GIL.
+    """
+    return size == 0 or _memcmp(left, right, size) == 0
+
+
 def address(view: memoryview) -> int:
     """Where a writable buffer is in memory. It must stay referenced while the address is used."""
     return ctypes.addressof(ctypes.c_char.from_buffer(view))

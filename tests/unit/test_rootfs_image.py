@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.support.payloads import Payload
 
 from update_agent import bootloader
 from update_agent.errors import BootloaderError, PayloadError, SlotError, UpdateError
@@ -27,17 +28,6 @@ pytestmark = pytest.mark.skipif(
 class Header:
     name, group, payload_type = "v2", "", "rootfs-image"
     header_info, type_info, meta_data = b"{}", b"{}", None
-
-
-class File:
-    name = "rootfs.ext4"
-
-    def __init__(self, data: bytes) -> None:
-        self.data = io.BytesIO(data)
-        self.size = len(data)
-
-    def readinto(self, buffer: memoryview) -> int:
-        return self.data.readinto(buffer)
 
 
 class Device:
@@ -122,7 +112,7 @@ class Device:
 
     def install(self, data: bytes = b"new" * 1000) -> None:
         self.module.prepare(Header(), current={"artifact_name": "v1", "device_type": "virt64"})
-        self.module.download(iter([File(data)]))
+        self.module.download(iter([Payload(data)]))
         self.module.call("ArtifactInstall")
 
 
@@ -138,7 +128,7 @@ def test_queries(device: Device) -> None:
 
 def test_success(device: Device) -> None:
     device.module.prepare(Header(), current={})
-    device.module.download(iter([File(b"new" * 1000)]))
+    device.module.download(iter([Payload(b"new" * 1000)]))
     assert (device.directory / "p3").read_bytes()[:3000] == b"new" * 1000
     assert device.state == ("2", "0", "0")
     device.module.call("ArtifactInstall")
@@ -160,7 +150,7 @@ def test_success(device: Device) -> None:
 def test_exactly_one_file(device: Device, count: int) -> None:
     device.module.prepare(Header(), current={})
     with pytest.raises(PayloadError, match="no file" if count == 0 else "more than one file"):
-        device.module.download(iter([File(b"x") for _ in range(count)]))
+        device.module.download(iter([Payload(b"x") for _ in range(count)]))
 
 
 @pytest.mark.parametrize("call", ["Download", "ArtifactInstall"])
@@ -169,7 +159,7 @@ def test_no_second_update_over_a_pending_one(device: Device, call: str, availabl
     device.env.write({"upgrade_available": available})
     before = (device.directory / "p3").read_bytes()
     act = {
-        "Download": lambda: device.module.download(iter([File(b"x")])),
+        "Download": lambda: device.module.download(iter([Payload(b"x")])),
         "ArtifactInstall": lambda: device.module.call("ArtifactInstall"),
     }[call]
     with pytest.raises(
@@ -182,7 +172,7 @@ def test_no_second_update_over_a_pending_one(device: Device, call: str, availabl
 def test_the_wrong_root_stops_download_and_install(device: Device) -> None:
     device.running = "3"
     with pytest.raises(SlotError, match="runs from"):
-        device.module.download(iter([File(b"x")]))
+        device.module.download(iter([Payload(b"x")]))
     with pytest.raises(SlotError, match="runs from"):
         device.module.call("ArtifactInstall")
     assert device.state == ("2", "0", "0")

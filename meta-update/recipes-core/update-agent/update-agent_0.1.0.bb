@@ -102,6 +102,7 @@ RDEPENDS:${PN} = " \
     python3-fcntl \
     python3-io \
     python3-json \
+    python3-mmap \
     python3-netclient \
     update-agent-conf \
 "
