@@ -140,6 +140,27 @@ def test_the_example_of_the_guide_is_valid() -> None:
     assert (hook.kind, hook.point, hook.limit_s) == ("window", REBOOT, 604800)
 
 
+def test_the_guide_shows_what_the_checker_says(tmp_path: Path) -> None:
+    guide = (Path(hooks.__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"^```json\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (command, said) = re.findall(r"^```console\n\$ python3 (.*)\n(.*…)\n```$", guide, re.MULTILINE)[0]
+    broken = json.loads(example)
+    broken["when"]["outside"] = re.findall(r'when\.outside is "(.*?)"', said)[0]
+    directory = tmp_path / command.split()[-1]
+    directory.mkdir(parents=True)
+    (directory / "10-night.json").write_text(json.dumps(broken))
+    done = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(hooks.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith(said.removesuffix("…"))
+
+
 # Directories
 
 
