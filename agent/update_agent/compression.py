@@ -66,9 +66,15 @@ def _gzip(source: Source, label: str, memory_limit_bytes: int) -> Source:
 
 def _xz(source: Source, label: str, memory_limit_bytes: int) -> Source:
     try:
+        from update_agent.native import Xz
+
+        return NativeSource(source, Xz(memory_limit_bytes), label, memory_limit_bytes)
+    except (ImportError, OSError):
+        pass
+    try:
         import lzma
     except ImportError:
-        raise _no_decoder(label, "xz", "Python's lzma module (python3-compression)") from None
+        raise _no_decoder(label, "xz", "liblzma.so.5 (liblzma5) or Python's lzma module") from None
 
     def engine() -> Engine:
         return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=memory_limit_bytes)

@@ -35,8 +35,15 @@ def module_gzip(source: Source, limit: int) -> Source:
     return EngineSource(source, Inflate, "m", limit)
 
 
-def xz(source: Source, limit: int) -> Source:
-    return compression.decompress(source, ".xz", "m", limit)
+def native_xz(source: Source, limit: int) -> Source:
+    return NativeSource(source, native.Xz(limit), "m", limit)
+
+
+def module_xz(source: Source, limit: int) -> Source:
+    def engine() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=limit)
+
+    return EngineSource(source, engine, "m", limit)
 
 
 def native_zstd(source: Source, limit: int) -> Source:
@@ -57,7 +64,8 @@ Make = Callable[["Source", int], "Source"]
 DECODERS = [
     pytest.param(native_gzip, ".gz", id="gzip-libz"),
     pytest.param(module_gzip, ".gz", id="gzip-zlib"),
-    pytest.param(xz, ".xz", id="xz"),
+    pytest.param(native_xz, ".xz", id="xz-liblzma"),
+    pytest.param(module_xz, ".xz", id="xz-lzma"),
     pytest.param(native_zstd, ".zst", id="zstd-libzstd"),
     pytest.param(python_zstd, ".zst", id="zstd-python"),
 ]
@@ -162,14 +170,15 @@ def test_zstd_window_above_the_memory_limit_is_refused(make: Make) -> None:
         unpack(make, data, limit=16 << 20)
 
 
-def test_xz_dictionary_above_the_memory_limit_is_refused() -> None:
+@pytest.mark.parametrize("make", [native_xz, module_xz])
+def test_xz_dictionary_above_the_memory_limit_is_refused(make: Make) -> None:
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 64 << 20}]
     data = lzma.compress(b"text", filters=filters)  # as mender-artifact writes it
-    assert unpack(xz, data) == b"text"
+    assert unpack(make, data) == b"text"
     with pytest.raises(
         ArtifactError, match=r"m needs more memory .* limit of 32 MiB \(write the artifact with"
     ):
-        unpack(xz, data, limit=32 << 20)
+        unpack(make, data, limit=32 << 20)
 
 
 @pytest.mark.parametrize(("make", "suffix"), DECODERS)
@@ -198,6 +207,16 @@ def test_device_without_libz_uses_python_s(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(native, "Gzip", missing)
     source = compression.decompress(StreamSource(io.BytesIO(gzip.compress(b"x"))), ".gz", "m", LIMIT)
+    assert isinstance(source, EngineSource)
+    assert source.readinto(memoryview(bytearray(5))) == 1
+
+
+def test_device_without_liblzma_uses_python_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise OSError("liblzma.so.5: cannot open shared object file")
+
+    monkeypatch.setattr(native, "Xz", missing)
+    source = compression.decompress(StreamSource(io.BytesIO(lzma.compress(b"x"))), ".xz", "m", LIMIT)
     assert isinstance(source, EngineSource)
     assert source.readinto(memoryview(bytearray(5))) == 1
 
