@@ -18,6 +18,7 @@ from update_agent.log import Log
 from update_agent.payload import Tree
 from update_agent.rootfs_image import RootfsImage
 from update_agent.slots import Host, RootDevice, Slots
+from update_agent.states import POINTS
 
 pytestmark = pytest.mark.skipif(
     not all(shutil.which(tool) for tool in ("fw_printenv", "fw_setenv", "mkenvimage")),
@@ -272,23 +273,27 @@ def test_calls_that_do_nothing(device: Device) -> None:
 
 # Pauses
 
+FLIPPED = ("ArtifactInstall_Leave", "ArtifactReboot_Enter")  # the other slot boots next
+TRIED = ("ArtifactReboot_Leave", "ArtifactCommit_Enter")  # the new system runs, uncommitted
 
-def test_a_pause_before_the_reboot_survives_power_cuts(device: Device) -> None:
+
+@pytest.mark.parametrize("point", FLIPPED)
+def test_a_pause_before_the_reboot_survives_power_cuts(device: Device, point: str) -> None:
     device.install()
     for _ in range(2):
-        device.module.hold("ArtifactReboot_Enter")
+        device.module.hold(point)
         assert device.state == ("2", "0", "0")
         assert device.write_count == 2  # the installation's and the first hold's
-        assert not device.module.rebooted("ArtifactReboot_Enter")
+        assert not device.module.rebooted(point)
         device.boot()
         assert device.running == "2"
     writes = device.write_count
-    device.module.release("ArtifactReboot_Enter")
-    device.module.release("ArtifactReboot_Enter")
+    device.module.release(point)
+    device.module.release(point)
     assert device.write_count == writes + 1
     assert device.state == ("3", "1", "0")
     device.boot()
-    assert device.module.rebooted("ArtifactReboot_Enter")
+    assert device.module.rebooted(point)
     device.module.call("ArtifactVerifyReboot")
 
 
@@ -300,61 +305,68 @@ def test_a_cut_before_hold_is_seen_as_the_reboot(device: Device) -> None:
     assert device.state[:2] == ("3", "1")
 
 
-def test_rollback_out_of_a_held_pause(device: Device) -> None:
+@pytest.mark.parametrize("point", FLIPPED)
+def test_rollback_out_of_a_held_pause(device: Device, point: str) -> None:
     device.install()
-    device.module.hold("ArtifactReboot_Enter")
+    device.module.hold(point)
     device.module.call("ArtifactRollback")
     assert device.state == ("2", "0", "0")
     device.module.call("ArtifactVerifyRollbackReboot")
 
 
-def test_release_never_flips_what_was_not_installed(device: Device) -> None:
+@pytest.mark.parametrize("point", FLIPPED)
+def test_release_never_flips_what_was_not_installed(device: Device, point: str) -> None:
     with pytest.raises(PayloadError, match="cannot switch to"):
-        device.module.release("ArtifactReboot_Enter")
+        device.module.release(point)
     assert device.state == ("2", "0", "0")
 
 
-def test_a_pause_before_the_commit_survives_power_cuts(device: Device) -> None:
+@pytest.mark.parametrize("point", TRIED)
+def test_a_pause_before_the_commit_survives_power_cuts(device: Device, point: str) -> None:
     device.install()
     device.boot()
     for _ in range(3):
-        device.module.hold("ArtifactCommit_Enter")
+        device.module.hold(point)
         assert device.state == ("3", "1", "0")
         device.boot()
         assert device.running == "3"
-    device.module.release("ArtifactCommit_Enter")
-    assert not device.module.rebooted("ArtifactCommit_Enter")
+    device.module.release(point)
+    assert not device.module.rebooted(point)
     device.module.call("ArtifactCommit")
     assert device.state[:2] == ("3", "0")
 
 
-def test_a_fall_back_during_a_pause_before_the_commit_is_told(device: Device) -> None:
+@pytest.mark.parametrize("point", TRIED)
+def test_a_fall_back_during_a_pause_before_the_commit_is_told(device: Device, point: str) -> None:
     device.install()
     device.boot()
-    device.module.hold("ArtifactCommit_Enter")
+    device.module.hold(point)
     device.boot(failure="no kernel")
     assert device.running == "2"
     with pytest.raises(PayloadError, match=r"^the boot loader fell back to partition 2: no kernel$"):
-        device.module.hold("ArtifactCommit_Enter")
+        device.module.hold(point)
     assert device.state[:2] == ("2", "0")
 
 
-def test_two_power_cuts_before_the_pause_is_held_again_fall_back(device: Device) -> None:
+@pytest.mark.parametrize("point", TRIED)
+def test_two_power_cuts_before_the_pause_is_held_again_fall_back(device: Device, point: str) -> None:
     device.install()
     device.boot()
-    device.module.hold("ArtifactCommit_Enter")
+    device.module.hold(point)
     device.boot()
     device.boot()  # the second boot on trial without an agent in between: above bootlimit
     assert device.running == "2"
     with pytest.raises(PayloadError, match="fell back to partition 2: no reason recorded"):
-        device.module.hold("ArtifactCommit_Enter")
+        device.module.hold(point)
 
 
-def test_other_points_change_nothing(device: Device) -> None:
+@pytest.mark.parametrize("point", sorted({*POINTS} - {*FLIPPED, *TRIED}))
+def test_other_points_change_nothing(device: Device, point: str) -> None:
     device.install()
     before = (device.directory / "medium").read_bytes()
-    device.module.hold("ArtifactInstall_Enter")
-    device.module.release("ArtifactInstall_Enter")
+    device.module.hold(point)
+    device.module.release(point)
+    assert not device.module.rebooted(point)
     assert (device.directory / "medium").read_bytes() == before
 
 
