@@ -69,6 +69,7 @@ def _stop(_number: int, _frame: object) -> NoReturn:
 
 
 def _daemon(options: Options) -> int:
+    from update_agent import leftovers
     from update_agent.daemon import Daemon
     from update_agent.loop import Signals
     from update_agent.remote import Remote
@@ -79,6 +80,8 @@ def _daemon(options: Options) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, _stop)
     signals = Signals(context.loop)
+    leftovers.end(settings.datastore, log, context.loop.wait)
+    leftovers.mark(settings.datastore)
     if context.store.get("state") is None:
         try:
             bootstrap(context)
@@ -110,6 +113,7 @@ def _serve_locally(daemon: Daemon) -> None:
 
 
 def _standalone(options: Options) -> int:
+    from update_agent import leftovers
     from update_agent.standalone import (
         FAILED,
         NOTHING,
@@ -124,6 +128,8 @@ def _standalone(options: Options) -> int:
     context = _context(settings, log)
     context.store.lock()
     context.store.reload()
+    leftovers.end(settings.datastore, log)
+    leftovers.mark(settings.datastore)
     machine = Standalone(context, stop_before=options.stop_before, progress=ProgressBar())
     if options.verb == "install":
         bootstrap(context)
