@@ -31,6 +31,8 @@ def _configure(options: Options) -> tuple[Config, Log]:
         overrides["server_certificate"] = options.trusted_certs
     if options.skip_verify:
         overrides["skip_verify"] = True
+    if options.passphrase_file:
+        overrides["key_passphrase"] = _first_line(options.passphrase_file)
     settings = config.load(
         path=options.config,
         fallback=options.fallback_config,
@@ -44,6 +46,16 @@ def _configure(options: Options) -> tuple[Config, Log]:
     for warning in settings.warnings:
         log.warning(warning)
     return settings, log
+
+
+def _first_line(path: str) -> str:
+    try:
+        if path == "-":
+            return sys.stdin.readline().rstrip("\n")
+        with open(path, encoding="utf-8") as file:
+            return file.readline().rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the passphrase from {path}: {error}") from error
 
 
 def _context(settings: Config, log: Log) -> Context:
@@ -142,8 +154,8 @@ def _standalone(options: Options) -> int:
     lines = result_text(machine.flags)
     for line in lines:
         print(line)
-    if code in {FAILED, NOTHING} and machine.reasons:
-        print(f"Could not fulfill request: {machine.reasons[-1]}", file=sys.stderr)
+    if code in {FAILED, NOTHING} and (reason := machine.update.cause or "".join(machine.reasons[-1:])):
+        print(f"Could not fulfill request: {reason}", file=sys.stderr)
     if code == 0 and "RebootRequired" in machine.flags and options.reboot_exit_code:
         return REBOOT
     return code
@@ -166,17 +178,40 @@ def _show(options: Options) -> int:
     return 0
 
 
-def _signal_daemon(options: Options) -> int:
-    from update_agent import proc
+def _bootstrap(options: Options) -> int:
+    """The device key, made if need be and readable."""
+    from update_agent.keys import DeviceKey
 
+    settings, log = _configure(options)
+    key = DeviceKey(settings, log)
+    key.ensure(force=options.force_bootstrap)
+    key.public_pem()
+    return 0
+
+
+def _signal_daemon(options: Options) -> int:
+    """Wake the daemon: the one behind the control socket, else the main process of its unit."""
+    from update_agent import ctl, proc
+
+    settings, _ = _configure(options)
     number = signal.SIGUSR1 if options.verb == "check-update" else signal.SIGUSR2
+    pid = ctl.daemon_pid(settings.control_socket)
     for unit in _UNITS:
-        _, stdout, _ = proc.output(["systemctl", "show", "--property=MainPID", unit], timeout_s=30)
-        pid = stdout.decode(errors="replace").strip().partition("=")[2]
-        if pid.isdigit() and int(pid) > 0:
-            os.kill(int(pid), number)
-            return 0
-    raise StoreError("the update daemon is not running", hint=f"systemctl status {_UNITS[0]}")
+        if pid:
+            break
+        try:
+            _, stdout, _ = proc.output(["systemctl", "show", "--property=MainPID", unit], timeout_s=30)
+        except ProcError:
+            break  # no systemd here
+        text = stdout.decode(errors="replace").strip().partition("=")[2]
+        pid = int(text) if text.isdigit() else 0
+    if not pid:
+        raise StoreError("the update daemon is not running", hint=f"systemctl status {_UNITS[0]}")
+    try:
+        os.kill(pid, number)
+    except OSError as error:
+        raise StoreError(f"cannot signal the update daemon, process {pid}: {error.strerror}") from error
+    return 0
 
 
 def _control(options: Options) -> int:
@@ -221,6 +256,7 @@ _VERBS = {
     "continue": _control,
     "fail": _control,
     "maps": _control,
+    "bootstrap": _bootstrap,
     "check-update": _signal_daemon,
     "send-inventory": _signal_daemon,
 }

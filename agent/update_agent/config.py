@@ -97,6 +97,7 @@ class Config:
         self.datastore = os.environ.get("MENDER_DATASTORE_DIR", DATASTORE)
         self.control_socket = os.environ.get("UPDATE_CONTROL_SOCKET", CONTROL_SOCKET)
         self.warnings: list[str] = []
+        self.key_passphrase = ""  # of an encrypted device key; never in a configuration file
         self.server_url: str | None
         self.server_list: list[str] | None
         self.server_certificate: str

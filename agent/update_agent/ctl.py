@@ -263,6 +263,18 @@ def _remove_stale(path: str) -> None:
     raise OSError(0, "another agent serves it")
 
 
+def daemon_pid(path: str) -> int:
+    """The process that serves the socket; 0 if none does."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.connect(path)
+        return int(struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
 def ask(path: str, request: dict[str, object], answer: Callable[[object], None]) -> None:
     """A client: send one request and give each result to `answer`, until the daemon ends the conversation.
 
@@ -296,6 +308,6 @@ def ask(path: str, request: dict[str, object], answer: Callable[[object], None])
                         return
         except OSError as error:
             raise ControlError(f"the update daemon went away: {error.strerror}") from error
-    raise ControlError("the update daemon ended the conversation", hint="did it stop?")
     finally:
         connection.close()
+    raise ControlError("the update daemon ended the conversation", hint="did it stop?")

@@ -41,8 +41,22 @@ def kind(public_pem: str) -> str:
     raise ServerError("the device key is of an unknown kind", hint="Ed25519, RSA and ECDSA keys can be used")
 
 
-def _openssl(arguments: Sequence[str], *, doing: str, hint: str = "", stdin: bytes = b"") -> bytes:
-    result, stdout, stderr = proc.output(["openssl", *arguments], timeout_s=_TIMEOUT_S, stdin=stdin)
+def _openssl(
+    arguments: Sequence[str], *, doing: str, hint: str = "", stdin: bytes = b"", passphrase: str | None = None
+) -> bytes:
+    """What openssl prints. With an empty passphrase an encrypted key fails, instead of asking a terminal."""
+    fd = -1
+    argv = ["openssl", *arguments]
+    try:
+        if passphrase is not None:
+            # In a file in memory: everybody can read the arguments of a process.
+            fd = os.memfd_create("passphrase")
+            os.write(fd, passphrase.encode() + b"\n")
+            argv += ["-passin", f"file:/proc/{os.getpid()}/fd/{fd}"]
+        result, stdout, stderr = proc.output(argv, timeout_s=_TIMEOUT_S, stdin=stdin)
+    finally:
+        if fd >= 0:
+            os.close(fd)
     if not result.ok or not stdout:
         lines = stderr.decode(errors="replace").strip().splitlines()
         reason = f": {lines[0][:200]}" if lines else ""
@@ -62,6 +76,7 @@ class DeviceKey:
         self._engine = config.auth_engine if config.auth_private_key else config.https_client_engine
         if not configured:
             self._engine = ""
+        self._passphrase = config.key_passphrase
         self._public_pem = ""
 
     def ensure(self, *, force: bool = False) -> None:
@@ -100,9 +115,16 @@ class DeviceKey:
         """The public key as PEM (PKIX), with its trailing newline. Raises ServerError for a broken key."""
         if not self._public_pem:
             form = ["-engine", self._engine, "-inform", "ENGINE"] if self._engine else []
-            hint = "the key is never replaced by itself; a new key makes this a new device for the server"
-            arguments = ["pkey", *form, "-in", self.location, "-passin", "pass:", "-pubout"]
-            output = _openssl(arguments, doing=f"reading the device key {self.location}", hint=hint)
+            hint = (
+                "is it encrypted (--passphrase-file)? It is never replaced by itself: a new one makes this a "
+                "new device for the server"
+            )
+            output = _openssl(
+                ["pkey", *form, "-in", self.location, "-pubout"],
+                doing=f"reading the device key {self.location}",
+                hint=hint,
+                passphrase=self._passphrase,
+            )
             self._public_pem = output.decode("ascii", errors="replace")
         return self._public_pem
 
@@ -110,15 +132,16 @@ class DeviceKey:
         """The signature over `data`: PKCS#1 v1.5 or ASN.1 ECDSA with SHA-256, or pure Ed25519."""
         doing = f"signing with the device key {self.location}"
         form = ["-engine", self._engine, "-keyform", "ENGINE"] if self._engine else []
-        common = [*form, "-passin", "pass:"]  # an encrypted key fails instead of asking at a terminal
+        secret = self._passphrase
         if kind(self.public_pem()) != "ed25519":
-            return _openssl(["dgst", "-sha256", *common, "-sign", self.location], doing=doing, stdin=data)
+            arguments = ["dgst", "-sha256", *form, "-sign", self.location]
+            return _openssl(arguments, doing=doing, stdin=data, passphrase=secret)
         # Ed25519 needs two passes over the data, so openssl wants a file with a size: one in memory.
         fd = os.memfd_create("body")
         try:
             os.write(fd, data)
             path = f"/proc/{os.getpid()}/fd/{fd}"
-            arguments = ["pkeyutl", "-sign", "-rawin", *common, "-inkey", self.location, "-in", path]
-            return _openssl(arguments, doing=doing)
+            arguments = ["pkeyutl", "-sign", "-rawin", *form, "-inkey", self.location, "-in", path]
+            return _openssl(arguments, doing=doing, passphrase=secret)
         finally:
             os.close(fd)

@@ -8,8 +8,7 @@ import time
 from update_agent import payload as payloads
 from update_agent import proc, scripts
 from update_agent.errors import LoopError, PayloadError, StoreError, UpdateError
-from update_agent.slots import Slots
-from update_agent.states import ARTIFACT, EXIT, STATE_BY_NAME, Step, next_step
+from update_agent.states import ARTIFACT, EXIT, STATE_BY_NAME, Step, next_step, state_of
 from update_agent.update import Update
 
 TYPE_CHECKING = False
@@ -81,7 +80,8 @@ class Machine:
             self.failed(str(error))
             return "loop"
         except UpdateError as error:
-            self.failed(f"{step.work.subject or step.name}: {error}")
+            call = step.work.subject if step.work.kind in {"module", "query"} else ""
+            self.failed(f"{call or state_of(step) or step.name}: {error}")
             return "fail"
 
     def save(self, step: Step, name: str) -> None:
@@ -203,6 +203,8 @@ class Machine:
 
 def root_devices(config: Config) -> tuple[str, str]:
     """The root partition the system runs from and the other one; empty texts when there is no such pair."""
+    from update_agent.slots import Slots
+
     slots = Slots(config.rootfs_part_a, config.rootfs_part_b)
     try:
         if slots.is_configured:

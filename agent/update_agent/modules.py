@@ -129,7 +129,8 @@ class ExternalModule:
     def _need_tree(self, name: str) -> None:
         if not self._tree.exists:
             raise PayloadError(
-                f"update module {self._path}: cannot call {name}, the file tree {self._tree.path} is missing"
+                f"update module {self._path}: cannot call {name}, the file tree {self._tree.path} is missing",
+                hint="was the datastore emptied during the update?",
             )
 
     def _run(self, name: str, wait: Wait) -> Result:
@@ -186,5 +187,8 @@ class ExternalModule:
 def safe_name(name: str) -> str:
     """The name of a payload file if it stays in its directory and on one line, else PayloadError."""
     if name in {"", ".", ".."} or set(name) & set("/\0\n"):
-        raise PayloadError(f"payload file name {name!r} would leave the file tree")
+        raise PayloadError(
+            f"payload file name {name!r} would leave the file tree",
+            hint="write the artifact with plain names",
+        )
     return name

@@ -55,6 +55,12 @@ OPTIONS = (
     ),
     Option("-E --trusted-certs", "FILE", "trusted_certs", "certificates trusted beside the system's"),
     Option("--skipverify", "", "skip_verify", "do not verify the server's certificate"),
+    Option(
+        "--passphrase-file",
+        "FILE",
+        "passphrase_file",
+        "its first line opens the device key; - is standard input",
+    ),
     Option("-v --version", "", "version", "print the version"),
     Option("-h --help", "", "help", "print help; after a command, its own"),
 )
@@ -85,6 +91,12 @@ COMMANDS = (
     Command("continue", "[POINT]", "let the update go on from where it is paused, or undo a `pause`"),
     Command("fail", "[POINT]", "fail the update where it is paused, or at the next point it reaches"),
     Command("maps", "", "list the control maps that decide about updates"),
+    Command(
+        "bootstrap",
+        "",
+        "make the device key if there is none",
+        Option("-F --forcebootstrap", "", "force_bootstrap", "make a new one in any case"),
+    ),
     Command("check-update", "", "have the daemon ask for a deployment now"),
     Command("send-inventory", "", "have the daemon submit the inventory now"),
 )
@@ -120,6 +132,8 @@ class Options:
         self.log_level: str | None = None
         self.trusted_certs: str | None = None
         self.skip_verify = False
+        self.passphrase_file: str | None = None
+        self.force_bootstrap = False
         self.version = False
         self.help = False
         self.reboot_exit_code = False

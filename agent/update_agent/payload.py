@@ -91,7 +91,8 @@ def find(payload_type: str, config: Config, log: Log, bootloader: Bootloader, wa
     if payload_type in {"", ".", ".."} or "/" in payload_type or "\0" in payload_type:
         raise PayloadError(
             "Update Module not found for given artifact type: "
-            f"{payload_type!r} cannot be the name of an update module"
+            f"{payload_type!r} cannot be the name of an update module",
+            hint="write the artifact for a payload type that the image has a module for",
         )
     if not os.path.isfile(path) or not os.access(path, os.X_OK):
         raise PayloadError(
@@ -151,7 +152,10 @@ class Tree:
         try:
             remove_tree(self.path)
         except OSError as error:
-            raise PayloadError(f"cannot delete the update module's file tree {self.path}: {error}") from error
+            raise PayloadError(
+                f"cannot delete the update module's file tree {self.path}: {error}",
+                hint="is the data partition mounted and writable?",
+            ) from error
 
 
 def _line(value: str) -> bytes:

@@ -89,7 +89,8 @@ def find(directory: str, state: str, action: str, log: Log) -> list[str]:
         return []
     except OSError as error:
         raise ScriptError(
-            f"cannot read the state script directory {directory}: {os.strerror(error.errno or 0)}"
+            f"cannot read the state script directory {directory}: {os.strerror(error.errno or 0)}",
+            hint="a directory, or nothing",
         ) from error
     paths = []
     for name in sorted((name for name in names if parse_name(name) == (state, action)), key=os.fsencode):
@@ -122,6 +123,12 @@ class Outcome:
         """Every script that was run ended with 0."""
         return not self.failures
 
+    def failed(self, hook: str, error: ScriptError, log: Log) -> None:
+        """Log a failure and keep it, with the name of the hook."""
+        failure = ScriptError(f"{hook}: {error.message}", hint=error.hint)
+        log.error(str(failure))
+        self.failures.append(failure)
+
 
 def run_hook(
     state: str,
@@ -147,8 +154,7 @@ def run_hook(
         check_version(directory)
         paths = find(directory, state, action, log)
     except ScriptError as error:
-        log.error(f"{hook}: {error}")
-        outcome.failures.append(error)
+        outcome.failed(hook, error, log)
         return outcome
     environment = {**os.environ, **env, "UPDATE_STATE": state, "UPDATE_ACTION": action}
     for path in paths:
@@ -156,8 +162,7 @@ def run_hook(
         try:
             _run_script(path, environment, config, log, wait)
         except ScriptError as error:
-            log.error(f"{hook}: {error}")
-            outcome.failures.append(error)
+            outcome.failed(hook, error, log)
             if policy == "fail":
                 break
     return outcome

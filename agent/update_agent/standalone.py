@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-from update_agent.errors import ConfigError, StoreError, UpdateError
+from update_agent.errors import StoreError, UpdateError
 from update_agent.lean import json
 from update_agent.machine import Context, Machine
 from update_agent.states import COMMIT_FROM, IN_STATE, ROLLBACK_NOT_FROM, STANDALONE_STEPS, Step
@@ -33,7 +32,7 @@ class Standalone(Machine):
         context: Context,
         *,
         stop_before: Sequence[str] = (),
-        progress: Callable[[int, int | None], None] | None = None,
+        progress: ProgressBar | None = None,
         verify: bool = True,
     ) -> None:
         super().__init__(context)
@@ -119,6 +118,8 @@ class Standalone(Machine):
             self._is_rolled_back = False
 
     def failed(self, reason: str) -> None:
+        if self._progress is not None:
+            self._progress.end()
         super().failed(reason)
         self.reasons.append(reason)
 
@@ -296,46 +297,19 @@ def result_text(flags: set[str]) -> list[str]:
     return [*lines, " ".join(more)] if more else lines
 
 
-def bootstrap(context: Context) -> None:
-    """On the very first start, take name and provides from the bootstrap artifact (config.md section 7).
-
-    Without one the name is that of `artifact_info`, which images of client 3 have, else `unknown`. The file
-    is deleted in all cases. Raises UpdateError when it cannot be installed; the name is `unknown` then.
-    """
-    if context.store.get("artifact-name") is not None:
-        return
-    path = context.config.bootstrap_artifact()
-    name = "unknown"
-    try:
-        if not os.path.exists(path):
-            name = _named_by_image(context.config.artifact_info()) or name
-        else:
-            machine = Standalone(context, verify=False)
-            if machine.install(path) != DONE:
-                raise ConfigError(f"cannot install the bootstrap artifact {path}: {machine.update.cause}")
-    finally:
-        if context.store.get("artifact-name") is None:
-            context.store.write({"artifact-name": name})
-        if os.path.exists(path):
-            os.unlink(path)
-
-
-def _named_by_image(path: str) -> str:
-    """The value of the line `artifact_name=NAME`; empty if there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            pairs = [line.strip().partition("=") for line in file.read(4096).splitlines()]
-    except OSError:
-        return ""
-    return "".join([value for key, _, value in pairs if key == "artifact_name"][:1])
-
-
 class ProgressBar:
     """Download progress: a bar on a terminal, a line for each tenth elsewhere. Writes to stdout."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
         self._shown = -1
+        self._is_open = False  # the bar has the rest of its line
+
+    def end(self) -> None:
+        """What is printed next begins a line of its own."""
+        if self._is_open:
+            print(flush=True)
+            self._is_open = False
 
     def __call__(self, done_bytes: int, size_bytes: int | None) -> None:
         if not size_bytes:
@@ -347,7 +321,9 @@ class ProgressBar:
         self._shown = step
         if self._is_terminal:
             bar = "#" * (percent // 2)
-            end = "\n" if percent == 100 else ""
-            print(f"\r[{bar:<50}] {percent:3d} % of {size_bytes / 1e6:.1f} MB", end=end, flush=True)
+            print(f"\r[{bar:<50}] {percent:3d} % of {size_bytes / 1e6:.1f} MB", end="", flush=True)
+            self._is_open = True
+            if percent == 100:
+                self.end()
         else:
             print(f"{percent} %", flush=True)

@@ -371,6 +371,7 @@ def points_ahead(step_name: str) -> list[str]:
 _STATE_OF_STEPS = {
     step.name.partition(".")[0]: step.work.state for step in DAEMON if step.work.kind == "hook"
 }
+_STATE_OF_STEPS["prepare"] = "Download"  # of commands; in the daemon it is a part of `download`
 
 
 def state_of(step: Step) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Wanted = tuple[int, int]
 
 _CHUNK_BYTES = 1 << 18
+_TAMPERED = "stream-next and streams/ of the file tree are the agent's: does the module change them?"
 # A module that closes a stream early usually exits at once; its exit code tells more than our broken pipe.
 _BROKEN_GRACE_S = 5.0
 # The module opened a FIFO as its last act: our thread is runnable, but may not have run when we see the exit.
@@ -76,7 +77,7 @@ class _Opening:
         """The descriptor, once `fd` is readable. Raises PayloadError if it could not be opened."""
         os.close(self.fd)
         if self._opened < 0:
-            raise PayloadError(f"cannot open a FIFO of the update module: {self._error}")
+            raise PayloadError(f"cannot open a FIFO of the update module: {self._error}", hint=_TAMPERED)
         return self._opened
 
     def cancel(self) -> None:
@@ -146,7 +147,9 @@ class Streams:
             os.mkfifo(path, 0o600)
             return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise PayloadError(f"cannot make the FIFO {path}: {os.strerror(error.errno or 0)}") from error
+            raise PayloadError(
+                f"cannot make the FIFO {path}: {os.strerror(error.errno or 0)}", hint=_TAMPERED
+            ) from error
 
     # Waiting (in place of loop.plain_wait while the module runs)
 

@@ -96,6 +96,17 @@ def test_an_encrypted_key_fails_instead_of_asking(config: Config) -> None:
         device_key(config).public_pem()
 
 
+@pytest.mark.parametrize("kind", ["ed25519", "rsa"])
+def test_an_encrypted_key_opens_with_its_passphrase(config: Config, tmp_path: Path, kind: str) -> None:
+    Path(config.key_file()).write_bytes(openssl(*KINDS[kind], "-aes256", "-pass", "pass:s3 cret"))
+    config.key_passphrase = "s3 cret"
+    key = device_key(config)
+    verify(tmp_path, key, BODY, key.sign(BODY))
+    config.key_passphrase = "wrong"
+    with pytest.raises(ServerError, match=r"reading the device key .*passphrase-file"):
+        device_key(config).public_pem()
+
+
 def test_configured_keys_come_first_and_are_never_made(config: Config, tmp_path: Path) -> None:
     config.https_client_key = str(tmp_path / "tls.pem")
     assert device_key(config).location == config.https_client_key
