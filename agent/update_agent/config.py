@@ -53,6 +53,9 @@ KEYS: tuple[tuple[str, str, object, str], ...] = (
     ("RootfsPartB", "text", "", "rootfs_part_b"),
     # Ours. True: a pause survives a restart (see agent/README.md); False: exactly as client 3.5 does.
     ("PauseSurvivesRestart", "bool", True, "pause_survives_restart"),
+    # Ours. True: a success is reported as one also when the device restarts before that; False: as failure then,
+    # which is what both clients do.
+    ("OutcomeSurvivesRestart", "bool", True, "outcome_survives_restart"),
     # Ours. Members of this group may use the control socket, beside root.
     ("ControlGroup", "text", "", "control_group"),
     # Ours. What one run of a state script may add to the logs; an upload has at least its last 10 KiB.
@@ -130,6 +133,7 @@ class Config:
         self.rootfs_part_a: str
         self.rootfs_part_b: str
         self.pause_survives_restart: bool
+        self.outcome_survives_restart: bool
         self.control_group: str
         self.script_output_limit_bytes: int
         self.retry_first_interval_s: int

@@ -13,7 +13,7 @@ from update_agent.lean import signal
 from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
 from update_agent.pauses import HOOKS_KEY, ControlPoint, warn_of_broken_hooks
-from update_agent.states import DAEMON_STEPS, MAX_SAVES, Step, resume_after, state_of
+from update_agent.states import DAEMON_STEPS, MAX_SAVES, SAVED_AFTER_SUCCESS, Step, resume_after, state_of
 from update_agent.store import BusyError
 from update_agent.timers import PollTimer
 from update_agent.update import Update, commit, from_text, installed
@@ -43,6 +43,7 @@ class Daemon(Machine):
         self.signals = signals
         self.outcome = Outcome()
         self.pool = self._load_pool()
+        self.pool_is_ahead = False  # of the disk: it goes there with the next state
         now = time.monotonic()
         config = self.config
         self.poll_timer = PollTimer(config.update_poll_interval_s, config, now)
@@ -148,7 +149,13 @@ class Daemon(Machine):
                     hint="look for a module or script that keeps failing in the deployment log",
                 )
             self.update.save_count += 1
-        self.store.write({_STATE: self.update.to_text(name), **(also or {})})
+        if self.config.outcome_survives_restart and not self.outcome.failed:
+            name = SAVED_AFTER_SUCCESS.get(name, name)
+        changes = {_STATE: self.update.to_text(name), **(also or {})}
+        if self.pool_is_ahead:
+            changes[self.MAPS_KEY] = self.pool.to_store(time.monotonic())
+        self.store.write(changes)
+        self.pool_is_ahead = False
 
     def note(self, step: Step, event: str) -> None:
         if self.update.id:
@@ -372,6 +379,7 @@ class Daemon(Machine):
         """Write the maps down. A failure is logged; the maps in memory go on counting."""
         try:
             self.store.amend({self.MAPS_KEY: self.pool.to_store(time.monotonic())})
+            self.pool_is_ahead = False
         except StoreError as error:
             self.log.error(f"The control maps will not survive a restart: {error}")
 

@@ -94,7 +94,8 @@ class Decisions:
     def go_on(self, point: str = "") -> list[str]:
         """Let the update go on from the point where it is paused; a pause that was set there is used up.
 
-        At a point where it is not paused, undo the command given for that point.
+        At a point where it is not paused, undo the command given for that point; but this one counts once
+        even if it is said twice, as after an agent that was killed before it could answer.
         Raises IdleError when there is nothing to go on with.
         """
         paused_at = self._daemon.paused_at
@@ -103,8 +104,10 @@ class Decisions:
         if paused_at and point in {"", paused_at}:
             self._command([paused_at], _GO_ON)
             return [paused_at]
-        if point in self._commanded():
-            self._command([point], None)
+        commanded = self._commanded().get(point)
+        if commanded is not None:
+            if commanded.action != "force_continue":
+                self._command([point], None)
             return [point]
         where = f"at {point}" if point else "at any point"
         raise IdleError(f"no update is paused {where}", hint="`update-agent status` shows what is going on")

@@ -70,8 +70,11 @@ class ControlPoint:
             # Asking a hook takes time, so the maps come after it; an answer of theirs is not asked for twice.
             if then != "hooks" or daemon.pool.has_changed:
                 self._decision = daemon.pool.evaluate(point, time.monotonic())
-                daemon.save_pool()
+                daemon.pool_is_ahead = True
             action = self._together()
+            # A decision that ends a pause is used up on disk only when the update has gone on there.
+            if daemon.pool_is_ahead and (action == "pause" or not self._keeps_decision):
+                daemon.save_pool()
             names = self._names(action)
             maps = self._decision.by if self._decision.action == action else ()
             daemon.pause = control.Decision(action, maps) if action == "pause" else None
@@ -90,6 +93,11 @@ class ControlPoint:
             then = self._wait()
             if then == "aborted":
                 return "fail"
+
+    @property
+    def _keeps_decision(self) -> bool:
+        """True if the update would be back in this pause after a restart."""
+        return self._is_lasting and (self._paused or self._resumed)
 
     @property
     def _map_id(self) -> str:

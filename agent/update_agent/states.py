@@ -322,10 +322,12 @@ SAVED = (
     Saved("verify-rollback-reboot", "rollback_reboot.verify", ROLLED_BACK),  # written by 3.5
     Saved("update-error", "failure.enter", BY_FLAG),
     Saved("cleanup", "cleanup", BY_FLAG),
+    Saved("cleanup-after-success", "cleanup", OK),  # ours: a success is reported as one
     Saved("status-report-error", "idle.enter", OK),  # written by 3.5
     # update-install, after-reboot, update-commit and every unknown name:
     Saved("", "rollback.check", FAILED),
 )
+SAVED_AFTER_SUCCESS = {"cleanup": "cleanup-after-success"}  # what a name is while nothing has failed
 _SAVED_BY_NAME = {saved.name: saved for saved in SAVED}
 
 # InState of a standalone update: the step at which a later command goes on, and which commands may.

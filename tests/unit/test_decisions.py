@@ -296,6 +296,19 @@ def test_go_on_elsewhere_undoes_a_command(daemon: Daemon) -> None:
         daemon.decisions.go_on(COMMIT)
 
 
+def test_go_on_said_twice_is_go_on_and_not_undone(daemon: Daemon) -> None:
+    daemon.decisions.set_map(app_map(INSTALL))
+    begin(daemon)
+    assert arrive(daemon, INSTALL) == "pause"
+    daemon.decisions.go_on()
+    daemon.write_state("pause-before-install")
+    daemon.store.unlock()
+    again = start(daemon.config.datastore)  # the agent was killed before it could answer; not paused yet
+    begin(again)
+    assert again.decisions.go_on(INSTALL) == [INSTALL]
+    assert arrive(again, INSTALL) == "continue"
+
+
 def test_status_tells_who_holds_the_update_and_until_when(daemon: Daemon) -> None:
     idle = status(daemon)
     assert (idle["state"], idle["deployment"], idle["pause"]) == ("Idle", None, None)

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from update_agent import control
 from update_agent.bootloader import UBoot
 from update_agent.config import Config
 from update_agent.daemon import Daemon
+from update_agent.errors import ControlError
 from update_agent.log import Log
 from update_agent.loop import Loop, Signals
 from update_agent.machine import Context
+from update_agent.outcome import Outcome
 from update_agent.pauses import HOOKS_KEY, ControlPoint, warn_of_broken_hooks
 from update_agent.remote import Remote
-from update_agent.states import WIRE_POINTS
+from update_agent.states import ROLLED_BACK, WIRE_POINTS
 from update_agent.store import Store
 from update_agent.update import Update
 
@@ -99,3 +102,46 @@ def test_broken_hooks_are_named_at_the_start(daemon: Daemon) -> None:
         in stream.getvalue()
     )
     assert "10-x.json: point is missing" in stream.getvalue()
+
+
+COMMANDS = "update-control-maps"
+
+
+@pytest.mark.parametrize(("verb", "event"), [("go_on", "go"), ("fail", "told to fail by map")])
+def test_a_decision_is_used_up_on_disk_with_the_next_state(daemon: Daemon, verb: str, event: str) -> None:
+    put(daemon, "10-x.json", json.dumps({"point": WIRE_POINTS[0], "when": "always"}))
+    daemon.store.lock()
+    daemon.update.payload_type = ""
+    daemon.step = daemon.flow["control.install"]
+    daemon.decisions.fail(WIRE_POINTS[0])
+    if verb == "go_on":
+        daemon.pause = control.Decision("pause")
+        daemon.decisions.go_on()
+    before = daemon.store.get(COMMANDS)
+    point = ControlPoint(daemon, daemon.step, resumed=True)
+    if event == "go":
+        assert point.decide() == "go"
+    else:
+        with pytest.raises(ControlError, match=event):
+            point.decide()
+    assert daemon.store.get(COMMANDS) == before  # a restart now comes back to this pause, and it must count
+    daemon.write_state("update-install")
+    saved = daemon.store.get(COMMANDS)
+    assert saved is not None
+    assert saved != before
+    assert json.loads(saved)["active"][0]["states"][WIRE_POINTS[0]]["action"] == "continue"
+
+
+def test_a_success_is_saved_as_one_before_it_is_reported(daemon: Daemon) -> None:
+    def saved() -> str:
+        return str(json.loads(daemon.store.get("state") or "")["Name"])
+
+    daemon.write_state("cleanup")
+    assert saved() == "cleanup-after-success"
+    daemon.config.outcome_survives_restart = False
+    daemon.write_state("cleanup")
+    assert saved() == "cleanup"
+    daemon.config.outcome_survives_restart = True
+    daemon.outcome = Outcome(ROLLED_BACK)
+    daemon.write_state("cleanup")
+    assert saved() == "cleanup"

@@ -177,8 +177,12 @@ class Lab:
 
     def configure(self, server_url: str) -> None:
         """Write mender.conf: the scenario's settings, with times made short."""
-        # Scenarios expect what client 3.5 does when the power goes during a pause, unless they say more.
-        document: Json = {"PauseSurvivesRestart": False, "ServerURL": server_url}
+        # Scenarios expect what the clients do when the power goes during a pause or in Cleanup.
+        document: Json = {
+            "PauseSurvivesRestart": False,
+            "OutcomeSurvivesRestart": False,
+            "ServerURL": server_url,
+        }
         document["DBus"] = {"Enabled": bool(self.bus_address)}
         document.update({**(self.given.get("config") or {}), **short_times(self.given)})
         self._write("conf/mender.conf", json.dumps(document, indent=1))
