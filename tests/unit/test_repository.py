@@ -27,6 +27,7 @@ NO_SPDX_LINE = (
     "*.json",  # JSON has no comments
     "*.patch",
     "requirements.lock",  # written by uv
+    "scripts/update_tools/server/static/vendor/*",  # not ours: see the README there
 )
 MIT = ("meta-update/", "kas/")
 

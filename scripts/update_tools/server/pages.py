@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -23,8 +23,13 @@ FORM_LIMIT_BYTES = 1 << 20
 NONCE_COOKIE = "ota_form"  # binds forms to a browser that has no session yet
 
 
-def page(request: Request, template: str, *, code: int = 200, refresh: int = 0, **values: Any) -> Response:
-    """A page. Templates get `who`, `token` (for forms and the header X-CSRF-Token), `path`, `now`."""
+def page(
+    request: Request, template: str, *, code: int = 200, topics: Sequence[str] = (), **values: Any
+) -> Response:
+    """A page. Templates get `who`, `token` (for forms and the header X-CSRF-Token), `path`, `here`, `now`.
+
+    `topics`: what it shows that may still change (events.py); it follows that as long as it is open.
+    """
     who = who_of(request)
     nonce = _nonce(request)
     is_new = not nonce
@@ -33,7 +38,8 @@ def page(request: Request, template: str, *, code: int = 200, refresh: int = 0, 
     text = render.TEMPLATES.get_template(template).render(
         values,
         token=house_of(request).signer.sign("form", nonce),
-        refresh=refresh,
+        topics=topics if request.method == "GET" else (),
+        here=request.url.path + (f"?{request.url.query}" if request.url.query else ""),
         now=now(),
         path=request.url.path,
         rollout=rollout,

@@ -5,42 +5,38 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from update_tools.server.db import Event
 
+@dataclass(frozen=True)
+class Pager:
+    """Links to the other pages of a list. `keep`: the query's other fields; `anchor`: where to land."""
 
-def timeline(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """Events with the time that passed before each."""
-    rows: list[dict[str, Any]] = []
-    for event in events:
-        seconds = (event.at - rows[-1]["event"].at).total_seconds() if rows else None
-        rows.append({"event": event, "after": None if seconds is None else span(seconds)})
-    return rows
+    number: int
+    per_page: int
+    total: int
+    keep: Mapping[str, str] = field(default_factory=dict)
+    anchor: str = ""
 
+    @property
+    def last(self) -> int:
+        """The number of the last page."""
+        return max(1, -(-self.total // self.per_page))
 
-def log_lines(messages: list[dict[str, Any]], query: str) -> list[dict[str, Any]]:
-    """The log's lines, or those that contain the text, with the place marked."""
-    lines = []
-    for number, entry in enumerate(messages, 1):
-        text = entry["message"]
-        if query and query.lower() not in f"{entry['level']} {text}".lower():
-            continue
-        lines.append(
-            {
-                "number": number,
-                "at": entry["timestamp"],
-                "level": entry["level"].lower(),
-                "text": mark(text, query),
-            }
-        )
-    return lines
+    def link(self, number: int) -> str:
+        """The address of a page."""
+        fields = {name: value for name, value in self.keep.items() if value}
+        if number > 1:
+            fields["page_number"] = str(number)
+        return f"?{urlencode(fields)}" + (f"#{self.anchor}" if self.anchor else "")
 
 
 def mark(text: str, query: str) -> Markup:
@@ -76,9 +72,9 @@ def _clock(moment: datetime | None) -> Markup:
     )
 
 
-def _identity(text: str) -> str:
+def _identity(identity: str | Mapping[str, Any]) -> str:
     """A device's identity for people: `52:54:00:00:00:01` if it is all there is, else `mac=… serial=…`."""
-    value = json.loads(text)
+    value = json.loads(identity) if isinstance(identity, str) else identity
     words = {name: ", ".join(entry) if isinstance(entry, list) else entry for name, entry in value.items()}
     if len(words) == 1:
         return str(next(iter(words.values())))
@@ -99,4 +95,4 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters.update(ago=_ago, clock=_clock, size=_size, identity=_identity)
+TEMPLATES.filters.update(ago=_ago, clock=_clock, size=_size, identity=_identity, span=span, mark=mark)
