@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from update_agent.daemon import Daemon
     from update_agent.machine import Context
     from update_agent.options import Options
+    from update_agent.store import Store
 
 _UNITS = ("mender-updated.service", "mender-client.service")
 
@@ -58,13 +59,9 @@ def _first_line(path: str) -> str:
         raise ConfigError(f"cannot read the passphrase from {path}: {error}") from error
 
 
-def _context(settings: Config, log: Log) -> Context:
-    from update_agent import bootloader
-    from update_agent.loop import Loop
-    from update_agent.machine import Context
+def _store(settings: Config, log: Log) -> Store:
     from update_agent.store import Store
 
-    loop = Loop()
     try:
         os.makedirs(settings.datastore, exist_ok=True)
     except OSError as error:
@@ -72,7 +69,16 @@ def _context(settings: Config, log: Log) -> Context:
             f"cannot make the datastore {settings.datastore}: {os.strerror(error.errno or 0)}",
             hint="is the data partition mounted and writable?",
         ) from error
-    return Context(settings, log, Store(settings.datastore, log), loop, bootloader.find(loop.wait))
+    return Store(settings.datastore, log)
+
+
+def _context(settings: Config, log: Log, store: Store | None = None) -> Context:
+    from update_agent import bootloader
+    from update_agent.loop import Loop
+    from update_agent.machine import Context
+
+    loop = Loop()
+    return Context(settings, log, store or _store(settings, log), loop, bootloader.find(loop.wait))
 
 
 def _stop(_number: int, _frame: object) -> NoReturn:
@@ -85,7 +91,6 @@ def _daemon(options: Options) -> int:
     from update_agent.daemon import Daemon
     from update_agent.loop import Signals
     from update_agent.remote import Remote
-    from update_agent.standalone import bootstrap
 
     settings, log = _configure(options)
     context = _context(settings, log)
@@ -94,7 +99,9 @@ def _daemon(options: Options) -> int:
     signals = Signals(context.loop)
     leftovers.end(settings.datastore, log, context.loop.wait)
     leftovers.mark(settings.datastore)
-    if context.store.get("state") is None:
+    if context.store.get("state") is None and context.store.get("artifact-name") is None:
+        from update_agent.bootstrap import bootstrap  # once in a device's life
+
         try:
             bootstrap(context)
         except UpdateError as error:
@@ -126,13 +133,13 @@ def _serve_locally(daemon: Daemon) -> None:
 
 def _standalone(options: Options) -> int:
     from update_agent import leftovers
+    from update_agent.bootstrap import bootstrap
     from update_agent.standalone import (
         FAILED,
         NOTHING,
         REBOOT,
         ProgressBar,
         Standalone,
-        bootstrap,
         result_text,
     )
 
@@ -162,14 +169,15 @@ def _standalone(options: Options) -> int:
 
 
 def _show(options: Options) -> int:
-    from update_agent.standalone import bootstrap
     from update_agent.update import installed
 
     settings, log = _configure(options)
-    context = _context(settings, log)
-    if context.store.get("artifact-name") is None:
-        bootstrap(context)
-    provides = installed(context.store)
+    store = _store(settings, log)
+    if store.get("artifact-name") is None:
+        from update_agent.bootstrap import bootstrap
+
+        bootstrap(_context(settings, log, store))
+    provides = installed(store)
     if options.verb == "show-artifact":
         print(provides["artifact_name"])
     else:

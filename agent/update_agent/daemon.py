@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from update_agent import control
@@ -12,7 +13,6 @@ from update_agent.errors import ControlError, LoopError, StoreError
 from update_agent.lean import signal
 from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
-from update_agent.pauses import HOOKS_KEY, ControlPoint, warn_of_broken_hooks
 from update_agent.states import DAEMON_STEPS, MAX_SAVES, SAVED_AFTER_SUCCESS, Step, resume_after, state_of
 from update_agent.store import BusyError
 from update_agent.timers import PollTimer
@@ -64,7 +64,10 @@ class Daemon(Machine):
 
     def run(self) -> None:
         """Go on with what was saved, then poll forever."""
-        warn_of_broken_hooks(self.config, self.log)
+        if any(os.path.isdir(directory) for directory in self.config.hook_dirs()):
+            from update_agent.pauses import warn_of_broken_hooks
+
+            warn_of_broken_hooks(self.config, self.log)
         self.walk(self.resume())
 
     def resume(self) -> str:
@@ -360,6 +363,8 @@ class Daemon(Machine):
     def on_control(self, step: Step) -> str:
         """Decide at a control point; a pause waits here, is reported once, and survives a restart."""
         resumed, self._resumed_at = self._resumed_at == step.name, ""
+        from update_agent.pauses import ControlPoint
+
         return ControlPoint(self, step, resumed=resumed).decide()
 
     def _load_pool(self) -> control.Pool:
@@ -412,6 +417,8 @@ class Daemon(Machine):
 
     def do_clear(self, _step: Step) -> str:
         """The server knows the outcome: the saved update is not needed any more."""
+        from update_agent.pauses import HOOKS_KEY
+
         self.store.write({_STATE: None, HOOKS_KEY: None})
         return "ok"
 
