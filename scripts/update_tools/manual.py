@@ -81,6 +81,8 @@ MORE_COMMANDS = {
 # Keys of mender.conf that other clients do not have.
 OWN_KEYS = {
     "ControlGroup": "Members of this group, beside root, may use the control socket.",
+    "OutcomeSurvivesRestart": "Whether an update that has succeeded is still reported as a success when the"
+    " device restarts before that; other clients then report a failure.",
     "PauseSurvivesRestart": "Whether an update that was paused is paused again after a restart.",
     "RetryFirstIntervalSeconds": "First wait of every series of retries.",
     "ScriptOutputLimitBytes": "What one run of a state script may add to the logs."
