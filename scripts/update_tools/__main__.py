@@ -15,6 +15,7 @@ from update_agent.errors import UpdateError
 SUBCOMMANDS = {
     "board": ("update_tools.bench.cli", "Virtual boards: create, boot, console, power cut, reset."),
     "server": ("update_tools.server.cli", "The control server: run it, manage its users and artifacts."),
+    "bench-server": ("update_tools.server.load.cli", "Simulate devices and measure the control server."),
     "artifact": ("update_tools.artifact_cli", "Artifacts: write, sign, read, compare."),
 }
 

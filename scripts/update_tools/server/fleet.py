@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Select, func, select
@@ -106,10 +107,16 @@ def find_vanished(db: Database, moment: datetime | None = None) -> int:
 
 
 class Timer:
-    """Runs `tick` and `find_vanished` in a thread of its own. A database that is away is waited for."""
+    """Runs `tick`, `find_vanished` and what is to be done `also` in a thread of its own.
 
-    def __init__(self, db: Database, interval_s: float = TICK_S) -> None:
+    A database that is away is waited for.
+    """
+
+    def __init__(
+        self, db: Database, interval_s: float = TICK_S, also: Sequence[Callable[[], object]] = ()
+    ) -> None:
         self._db = db
+        self._also = also
         self._interval_s = interval_s
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
@@ -129,6 +136,8 @@ class Timer:
         number = 0
         while not self._end.wait(self._interval_s):
             try:
+                for work in self._also:
+                    work()
                 tick(self._db)
                 if number % rounds_per_look == 0:
                     find_vanished(self._db)

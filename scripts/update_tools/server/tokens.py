@@ -8,7 +8,6 @@ purpose is worth nothing for another.
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import json
 import os
@@ -26,6 +25,7 @@ class Signer:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+        self._derived: dict[str, bytes] = {}
 
     @classmethod
     def load(cls, path: Path) -> Signer:
@@ -40,7 +40,7 @@ class Signer:
 
     def sign(self, purpose: str, text: str) -> str:
         """A hex signature over the text, valid for this purpose only."""
-        return hmac.new(self._derive(purpose), text.encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self._derive(purpose), text.encode(), "sha256").hex()
 
     def is_valid(self, purpose: str, text: str, signature: str) -> bool:
         """Whether `signature` is ours; takes the same time for every wrong one."""
@@ -68,10 +68,13 @@ class Signer:
         return claims
 
     def _mac(self, body: str) -> bytes:
-        return hmac.new(self._derive("token"), body.encode("utf-8", "replace"), hashlib.sha256).digest()
+        return hmac.digest(self._derive("token"), body.encode("utf-8", "replace"), "sha256")
 
     def _derive(self, purpose: str) -> bytes:
-        return hmac.new(self._key, purpose.encode(), hashlib.sha256).digest()
+        found = self._derived.get(purpose)
+        if found is None:
+            found = self._derived[purpose] = hmac.digest(self._key, purpose.encode(), "sha256")
+        return found
 
 
 def _make_key(path: Path) -> bytes:
