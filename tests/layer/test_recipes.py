@@ -83,14 +83,16 @@ def test_agent_runs_from_byte_code_alone(tmp_path: Path) -> None:
     (folder,) = root.glob("usr/lib/python*/site-packages")
     for source in folder.rglob("*.py"):
         source.unlink()
-    program = (
-        f"import sys; sys.path.insert(0, {str(folder)!r}); sys.argv = ['mender-update', '--version']; "
-        f"exec(open({str(root / 'usr/bin/update-agent')!r}).read())"
-    )
-    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False)
+    launcher = (root / "usr/bin/update-agent").read_text()
+    first, _, rest = launcher.partition("\n")
+    assert (first, rest.count(f'"/{folder.relative_to(root)}"')) == ("#!/usr/bin/python3 -IS", 1)
+    program = "import sys; sys.argv = ['mender-update', '--version']\n"
+    program += rest.replace(f'"/{folder.relative_to(root)}"', repr(str(folder)))
+    done = subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("0.1.0\n", 0), done.stderr
-    # A budget to notice growth by, not the goal (400 KiB): 598 KiB before pause hooks, which added 53.
-    assert sum(path.stat().st_size for path in folder.rglob("*.pyc")) < 672 << 10
+    # A budget to notice growth by, not the goal (400 KiB): 696 KiB with the data path in threads and the
+    # take-over from other clients.
+    assert sum(path.stat().st_size for path in folder.rglob("*.pyc")) < 736 << 10
 
 
 def test_agent_packages(tmp_path: Path) -> None:

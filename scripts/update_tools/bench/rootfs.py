@@ -207,7 +207,9 @@ def _agent(files: ext4.Files, scratch: Path) -> None:
             node.data, node.source = node.source.read_bytes(), None
     files.text(
         "/usr/bin/update-agent",
-        "#!/usr/bin/python3 -I\nimport sys\nfrom update_agent.__main__ import main\nsys.exit(main())\n",
+        "#!/usr/bin/python3 -IS\nimport sys\n"
+        "sys.path.append('/usr/lib/python3/dist-packages')\n"
+        "from update_agent.__main__ import main\nsys.exit(main())\n",
         0o755,
     )
     files.link("/usr/bin/mender-update", "update-agent")
