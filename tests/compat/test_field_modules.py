@@ -45,10 +45,20 @@ class Field:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
-    def install(self, kind: str, *files: Path) -> payload.Payload:
+    def program(self, name: str, body: str) -> None:
+        """A shell program for the modules, before all others on PATH."""
+        path = self.directory / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\nset -eu\n{body}\n")
+        path.chmod(0o755)
+
+    def install(self, kind: str, *files: Path, meta_data: str = "") -> payload.Payload:
         """Make an artifact and take it in, up to and with ArtifactInstall."""
         artifact = self.directory / "v2.mender"
         argv = ["mender-artifact", "write", "module-image", "-T", kind, "-t", "virt64", "-n", "v2"]
+        if meta_data:
+            (self.directory / "meta-data").write_text(meta_data)
+            argv += ["-m", str(self.directory / "meta-data")]
         for path in files:
             argv += ["-f", str(path)]
         subprocess.run([*argv, "-o", str(artifact)], check=True, capture_output=True)
@@ -143,6 +153,74 @@ def test_deb_reports_what_dpkg_says(field: Field) -> None:
     with pytest.raises(PayloadError, match=r"modules/v3/deb: ArtifactInstall exited with"):
         field.install("deb", field.payload_file("broken.deb", "not an archive"))
     assert "dpkg: error" in field.stream.getvalue()
+
+
+def test_deb(field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a root file system of its own, by the variable that dpkg reads for it."""
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("needs dpkg")
+    root, package = tmp_path / "root", tmp_path / "package"
+    for folder in ("info", "updates"):
+        (root / "var/lib/dpkg" / folder).mkdir(parents=True)
+    (root / "var/lib/dpkg/status").touch()
+    (package / "DEBIAN").mkdir(parents=True)
+    (package / "etc").mkdir()
+    (package / "etc/app.conf").write_text("new")
+    (package / "DEBIAN/control").write_text(
+        "Package: app\nVersion: 2\nArchitecture: all\nMaintainer: x <x@example.com>\nDescription: app\n"
+    )
+    built = field.payload_file("app.deb", "")
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "--build", package, built], check=True, capture_output=True
+    )
+    monkeypatch.setenv("DPKG_ROOT", str(root))
+    module = field.install("deb", built)
+    assert (root / "etc/app.conf").read_text() == "new"
+    assert "Update Module output (stdout): Setting up app (2) ..." in field.stream.getvalue()
+    finish(module)
+
+
+# What of docker the module calls: ps -q, stop, start, pull, run; `running` has the containers.
+DOCKER = """
+running=RUNNING
+case "$1" in
+ps) cat "$running" ;;
+stop) shift; for each; do sed -i "/^$each\\$/d" "$running"; done ;;
+start) shift; for each; do echo "$each" >>"$running"; done ;;
+pull) echo "pulled $2" ;;
+run) shift; for each; do :; done; echo "new-$each" >>"$running"; echo "run $*" ;;
+esac
+"""
+
+
+def test_docker_and_back(field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module unmodified; docker itself is a shell program that keeps the list of containers."""
+    if shutil.which("jq") is None:
+        pytest.skip("the docker module needs jq")
+    running = tmp_path / "running"
+    running.write_text("old-web\nold-db\n")
+    field.program("docker", DOCKER.replace("RUNNING", str(running)))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    module = field.install("docker", meta_data='{"containers": ["web", "db"], "run_args": "-p 80:80"}')
+    assert running.read_text().split() == ["new-web", "new-db"]
+    assert "Update Module output (stdout): run -dt -p 80:80 web" in field.stream.getvalue()
+    assert module.query("SupportsRollback") == "Yes"
+    assert module.query("NeedsArtifactReboot") == "No"
+    module.call("ArtifactRollback")
+    assert sorted(running.read_text().split()) == ["old-db", "old-web"]
+    module.cleanup()
+
+
+def test_docker_where_there_is_none(field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sh", "mender-artifact"):
+        found = shutil.which(name)
+        assert found is not None
+        (tmp_path / "few").mkdir(exist_ok=True)
+        (tmp_path / "few" / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(tmp_path / "few"))
+    with pytest.raises(PayloadError, match=r"update module \S+/v3/docker: Download exited with 1"):
+        field.install("docker", meta_data='{"containers": []}')
+    assert "Must have docker installed" in field.stream.getvalue()
 
 
 def test_no_such_module(field: Field) -> None:
