@@ -227,7 +227,8 @@ class Bus:
     def _tell_token(self, token: str, server_url: str) -> None:
         if self._is_greeted:
             name = AUTHENTICATION.name
-            self._emit(AUTHENTICATION.path, name, "JwtTokenStateChange", "ss", (token, server_url))
+            body = (token, self._objects.url_for(server_url))
+            self._emit(AUTHENTICATION.path, name, "JwtTokenStateChange", "ss", body)
 
     def _emit(self, path: str, interface: str, name: str, signature: str, body: tuple[Any, ...]) -> None:
         self._post(new_signal(DBusAddress(path, interface=interface), name, signature, body))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from update_agent.daemon import Daemon
+    from update_agent.forwarder import Forwarder
 
     Arguments = Sequence[tuple[str, str]]
 
@@ -208,6 +209,7 @@ class Objects:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._forwarder: Forwarder | None = None  # once a program has asked for the token
 
     def call(
         self, path: str, interface: str | None, member: str, signature: str, body: Sequence[Any]
@@ -242,9 +244,23 @@ class Objects:
 
     def _GetJwtToken(self) -> tuple[str, str]:  # noqa: N802
         remote = self._daemon.remote
-        return remote.token, remote.server_url
+        self._forward()
+        return remote.token, self.url_for(remote.server_url)
+
+    def _forward(self) -> None:
+        """Have a local way to the server; nobody needs one before the first program asks."""
+        if self._forwarder is None:
+            from update_agent.forwarder import Forwarder
+
+            daemon = self._daemon
+            self._forwarder = Forwarder(daemon.config, daemon.log, daemon.context.loop)
+
+    def url_for(self, server_url: str) -> str:
+        """The address of the server for programs on this device."""
+        return self._forwarder.url_for(server_url) if self._forwarder else server_url
 
     def _FetchJwtToken(self) -> tuple[bool]:  # noqa: N802
+        self._forward()
         try:
             self._daemon.remote.authorize_in_background(self._daemon.context.loop)
         except OSError as error:  # no process or descriptor left

@@ -223,6 +223,20 @@ class Connector:
         connection = self._open(url, proxy, timeout_s)
         return connection, _exchange(connection, request)
 
+    def dial(
+        self, url: Url, *, timeout_s: float = STALL_TIMEOUT_S
+    ) -> tuple[socket.socket, str, dict[str, str]]:
+        """A connected socket for a request that the caller writes, its target, and headers to add.
+
+        Raises as `send`.
+        """
+        proxy = proxy_for(url, self._environ)
+        connection = self._open(url, proxy, timeout_s)
+        connection.connect()
+        if proxy and not url.is_tls:
+            return connection.sock, f"http://{url.authority}{url.target}", _proxy_headers(proxy)
+        return connection.sock, url.target, {}
+
     def keep(
         self, url: Url, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
     ) -> None:

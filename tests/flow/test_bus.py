@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -340,7 +341,12 @@ def test_the_token_and_its_signal_which_only_root_may_see(device: Device) -> Non
         device.until(lambda n=number: root.text().count("JwtTokenStateChange") >= n, "the signal")
     session = device.gdbus(*call, "io.mender.Authentication1.GetJwtToken").stdout
     token, url = re.findall(r"'([^']*)'", session)
-    assert (bool(token), url) == (True, device.peer.url)
+    assert token
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+    assert url != device.peer.url  # a local forwarder, through which the server answers
+    request = urllib.request.Request(f"{url}/artifact.mender", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        assert answer.read() == device.lab.artifact
     assert f"JwtTokenStateChange ('{token}', '{url}')" in root.text()
     for monitor in others:
         assert token not in monitor.text()
