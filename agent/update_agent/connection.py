@@ -1,39 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections to servers: URL, TLS settings, proxy, errors in words. Only imported in a child process."""
+"""Connections to servers: URL, proxy, errors in words. Only imported in a child process."""
 
 from __future__ import annotations
 
-import base64
-import http.client
+import binascii
 import os
 import select
-import socket
-import ssl
 import struct
+import sys
 import time
 import urllib.parse
 
 from update_agent import __version__
 from update_agent.errors import ServerError
+from update_agent.http1 import Connection, HttpError, Response
+from update_agent.lean import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
     from update_agent.config import Config
+    from update_agent.http1 import Socket
 
 STALL_TIMEOUT_S = 300.0
 _KEEP_S = 10.0  # an idle connection may be dead without a word after a while: mobile networks forget it
+_RESET_WAIT_MS = 200
 _TCP_CLOSE = 7  # enum in linux/tcp.h
 # Servers and log filters made for the reference look at the first product: we speak its API as of 5.0.
 USER_AGENT = f"Mender/5.0.0 meta-update/{__version__}"
 
-# What can go wrong with a connection. HTTPException: the peer spoke something else, or ended too early.
-ERRORS = (OSError, http.client.HTTPException)
-
-_NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_…
-_UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
-_OTHER_NAME = {62, 64}
+# What can go wrong with a connection.
+ERRORS = (OSError, HttpError)
 
 
 class Url:
@@ -127,54 +126,7 @@ def _proxy_headers(proxy: urllib.parse.SplitResult) -> dict[str, str]:
     if proxy.username is None:
         return {}
     user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
-
-
-# TLS
-
-
-def tls_context(config: Config) -> ssl.SSLContext:
-    """System trust store plus ServerCertificate, SkipVerify, client certificate. Raises ServerError."""
-    context = ssl.create_default_context()
-    # As the reference does: a trusted certificate need not be self-signed, and old private CAs lack
-    # extensions that Python 3.13 asks for by default.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if config.server_certificate:
-        try:
-            context.load_verify_locations(cafile=config.server_certificate)
-        except (OSError, ssl.SSLError) as error:
-            raise ServerError(
-                f"cannot use ServerCertificate {config.server_certificate}: {error.strerror or error}",
-                hint="it must be a file with PEM certificates",
-            ) from error
-    if config.skip_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if config.https_client_certificate:
-        _load_client_certificate(context, config)
-    return context
-
-
-def _load_client_certificate(context: ssl.SSLContext, config: Config) -> None:
-    certificate, key = config.https_client_certificate, config.https_client_key
-    if config.https_client_engine or key.startswith("pkcs11:"):
-        raise ServerError(
-            "HttpsClient.Key in a hardware module is not supported for TLS",
-            hint="name a PEM file; Security.AuthPrivateKey may stay in the module",
-        )
-
-    def no_passphrase() -> str:
-        raise ServerError(f"HttpsClient.Key {key} is encrypted", hint="use a key without passphrase")
-
-    try:
-        context.load_cert_chain(certificate, key or None, password=no_passphrase)
-    except (OSError, ssl.SSLError) as error:
-        raise ServerError(
-            f"cannot use HttpsClient.Certificate {certificate} with HttpsClient.Key {key}: "
-            f"{error.strerror or error}",
-            hint="both must be PEM files that belong together",
-        ) from error
+    return {"Proxy-Authorization": f"Basic {binascii.b2a_base64(user.encode(), newline=False).decode()}"}
 
 
 # Requests
@@ -187,7 +139,7 @@ class Connector:
         self._config = config
         self._environ = os.environ if environ is None else environ
         self._context: ssl.SSLContext | None = None
-        self._kept: tuple[str, float, http.client.HTTPConnection] | None = None  # origin, since when
+        self._kept: tuple[str, float, Connection] | None = None  # origin, since when
 
     def send(
         self,
@@ -198,7 +150,7 @@ class Connector:
         *,
         timeout_s: float = STALL_TIMEOUT_S,
         reuse: bool = False,
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    ) -> tuple[Connection, Response]:
         """Send one request and return the connection and the answer's start.
 
         The caller closes the connection, or gives it back with `keep`; `reuse` takes one that was.
@@ -209,46 +161,44 @@ class Connector:
         if proxy and not url.is_tls:
             target = f"http://{url.authority}{url.target}"
             all_headers.update(_proxy_headers(proxy))
-        request = (method, target, body, all_headers)
+        request = (method, target, all_headers, body)
         kept = self._kept_for(url) if reuse else None
         if kept is not None:
-            witness = kept.sock.dup()  # http.client closes its own
             try:
-                return kept, _exchange(kept, request)
-            except ERRORS:
-                if not _is_unseen(witness):
+                return kept, kept.request(*request)
+            except BaseException as error:
+                is_unseen = isinstance(error, ERRORS) and _is_unseen(kept.sock)
+                kept.close()
+                if not is_unseen:
                     raise
-            finally:
-                witness.close()
         connection = self._open(url, proxy, timeout_s)
-        return connection, _exchange(connection, request)
+        try:
+            return connection, connection.request(*request)
+        except BaseException:
+            connection.close()
+            raise
 
-    def dial(
-        self, url: Url, *, timeout_s: float = STALL_TIMEOUT_S
-    ) -> tuple[socket.socket, str, dict[str, str]]:
+    def dial(self, url: Url, *, timeout_s: float = STALL_TIMEOUT_S) -> tuple[Socket, str, dict[str, str]]:
         """A connected socket for a request that the caller writes, its target, and headers to add.
 
         Raises as `send`.
         """
         proxy = proxy_for(url, self._environ)
         connection = self._open(url, proxy, timeout_s)
-        connection.connect()
         if proxy and not url.is_tls:
             return connection.sock, f"http://{url.authority}{url.target}", _proxy_headers(proxy)
         return connection.sock, url.target, {}
 
-    def keep(
-        self, url: Url, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
-    ) -> None:
+    def keep(self, url: Url, connection: Connection, response: Response) -> None:
         """Take a connection back for the next request to the same server; close it if that cannot be."""
-        if response.isclosed() and not response.will_close:
+        if response.is_complete and not response.will_close:
             if self._kept is not None:
                 self._kept[2].close()
             self._kept = (url.origin, time.monotonic(), connection)
         else:
             connection.close()
 
-    def _kept_for(self, url: Url) -> http.client.HTTPConnection | None:
+    def _kept_for(self, url: Url) -> Connection | None:
         """The connection that was kept, if it leads there and is fresh."""
         if self._kept is None or self._kept[0] != url.origin:
             return None
@@ -259,66 +209,60 @@ class Connector:
             return None
         return connection
 
-    def _open(
-        self, url: Url, proxy: urllib.parse.SplitResult | None, timeout_s: float
-    ) -> http.client.HTTPConnection:
+    def _open(self, url: Url, proxy: urllib.parse.SplitResult | None, timeout_s: float) -> Connection:
         host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (url.host, url.port)
+        connection = Connection(host, port, timeout_s)
         if not url.is_tls:
-            return http.client.HTTPConnection(host, port, timeout=timeout_s)
-        if self._context is None:
-            self._context = tls_context(self._config)
-        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context)
-        if proxy:
-            connection.set_tunnel(url.host, url.port, _proxy_headers(proxy))
+            return connection
+        from update_agent import tls
+
+        try:
+            if proxy:
+                name = url.authority if url.port != 443 else f"{url.authority}:443"  # CONNECT needs a port
+                answer = connection.request("CONNECT", name, {"Host": name, **_proxy_headers(proxy)})
+                if answer.status != 200:
+                    raise HttpError(f"the proxy refuses the connection: it answered {answer.status}")
+            if self._context is None:
+                self._context = tls.context_for(self._config)
+            connection.secure(self._context, url.host)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
 
-def _exchange(
-    connection: http.client.HTTPConnection, request: tuple[str, str, bytes | None, dict[str, str]]
-) -> http.client.HTTPResponse:
-    try:
-        connection.request(*request)
-        return connection.getresponse()
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _is_unseen(connection: socket.socket) -> bool:
+def _is_unseen(connection: Socket) -> bool:
     """True if the server closed the connection before the last request came to it.
 
     The request may then be sent again. A server that took it and hung up has acknowledged it before; so a
     failure that it means (and counts) stays one.
     """
+    poller = select.poll()
+    poller.register(connection, 0)
+    poller.poll(_RESET_WAIT_MS)  # a server that closes with the request unread ends first, and then resets
     information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
     state, unacknowledged = struct.unpack("B23xI", information)
     return bool(state == _TCP_CLOSE or unacknowledged > 0)  # closed: by a reset
 
 
+def is_about_time(error: Exception) -> bool:
+    """Whether a certificate is not valid yet or any more: by this device's clock."""
+    if "ssl" not in sys.modules:
+        return False
+    from update_agent import tls
+
+    return tls.is_about_time(error)
+
+
 def explain(error: Exception) -> tuple[str, str]:
     """What happened and what to try, in words, for one of ERRORS."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        reason = f"the server's certificate is refused: {error.verify_message}"
-        now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        code = error.verify_code
-        if code == _NOT_YET_VALID:
-            return reason, f"this device's clock says {now}: is it set yet?"
-        if code == _EXPIRED:
-            return reason, f"or this device's clock is wrong: it says {now}"
-        if code in _OTHER_NAME:
-            return reason, "the server's address in mender.conf must be one the certificate names"
-        if code in _UNKNOWN_ISSUER:
-            return reason, "ServerCertificate in mender.conf must name the certificate of the issuer"
-        return reason, ""
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}", ""
+    if "ssl" in sys.modules:  # only then can it be an error of TLS
+        from update_agent import tls
+
+        words = tls.explain(error)
+        if words is not None:
+            return words
     if isinstance(error, TimeoutError) and error.errno is None:
         return "no data came for too long", ""
-    if isinstance(error, http.client.IncompleteRead):
-        return "the connection ended early", ""
-    if isinstance(error, http.client.RemoteDisconnected):
-        return "the server closed the connection without an answer", ""
-    if isinstance(error, http.client.HTTPException):
-        return f"the answer is not HTTP ({type(error).__name__})", ""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text), ""

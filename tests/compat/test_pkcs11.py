@@ -89,10 +89,10 @@ def test_a_key_that_the_module_does_not_have(token: Path) -> None:
 
 
 def test_a_key_of_tls_may_not_stay_in_the_module(token: Path) -> None:
-    from update_agent.connection import tls_context
+    from update_agent.tls import context_for
 
     config = Config()
     config.https_client_certificate = str(token / "certificate.pem")
     config.https_client_key = "pkcs11:token=device;object=tls"
     with pytest.raises(ServerError, match=r"not supported for TLS .*Security.AuthPrivateKey may stay"):
-        tls_context(config)
+        context_for(config)
