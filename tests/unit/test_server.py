@@ -387,6 +387,13 @@ def test_tls_client_certificate(tmp_path: Path) -> None:
             api().report("d", "installing")
         config.https_client_certificate, config.https_client_key = str(client), str(client_key)
         assert api().report("d", "installing").kind == "ok"
+        encrypted = str(tmp_path / "encrypted.pem")
+        openssl("pkey", "-in", str(client_key), "-aes256", "-passout", "pass:s3 cret", "-out", encrypted)
+        config.https_client_key = encrypted
+        with pytest.raises(ServerError, match=r"is encrypted \(give its --passphrase-file"):
+            api().report("d", "installing")
+        config.key_passphrase = "s3 cret"
+        assert api().report("d", "installing").kind == "ok"
         config.https_client_key = str(key)
         with pytest.raises(ServerError, match="belong together"):
             api().report("d", "installing")
