@@ -15,12 +15,14 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from argon2 import PasswordHasher
 from fastapi.routing import APIRoute
 from tests.server.fake_device import FakeDevice
 
 from update_tools.server import accounts
 from update_tools.server.app import create_app
 from update_tools.server.client import Management
+from update_tools.server.database import Database
 from update_tools.server.settings import House, Settings
 from update_tools.server.who import Who
 from update_tools.server.wire import TimedProtocol
@@ -35,6 +37,7 @@ class ThreadServer:
         self.data = settings.data
         self._app = app = create_app(settings)
         self.house: House = app.state.house
+        self.house.passwords = accounts.Passwords(PasswordHasher(1, 1024, 1))  # quick instead of strong
         with self.house.db.write(Who(name="tests", scope="admin")) as session:
             self.token = accounts.add_token(session, "tests", "admin", replace=True)[1]
         config = uvicorn.Config(
@@ -53,8 +56,15 @@ class ThreadServer:
         return {"Authorization": f"Bearer {self.token}"}
 
     def routes(self) -> list[APIRoute]:
-        """All routes of the application."""
-        return [route for route in self._app.routes if isinstance(route, APIRoute)]
+        """All routes of the application, also those of included routers."""
+        found: list[APIRoute] = []
+        waiting = list(self._app.routes)
+        while waiting:
+            route = waiting.pop()
+            if isinstance(route, APIRoute):
+                found.append(route)
+            waiting += getattr(getattr(route, "original_router", route), "routes", None) or ()
+        return found
 
     def http(self) -> httpx.Client:
         """For a test's own requests to the management API."""
@@ -65,10 +75,22 @@ class ThreadServer:
         self._thread.join()
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with today's tables, to copy: migrations have their own test."""
+    path = tmp_path_factory.mktemp("empty") / "server.db"
+    db = Database.at(path)
+    db.upgrade()
+    db.close()
+    return path
+
+
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., ThreadServer]]:
+def serve(tmp_path: Path, empty_database: Path) -> Iterator[Callable[..., ThreadServer]]:
     """Starts servers over this test's data folder with the given settings."""
     running: list[ThreadServer] = []
+    (tmp_path / "data").mkdir(mode=0o700)
+    shutil.copy(empty_database, tmp_path / "data" / "server.db")
 
     def start(**settings: Any) -> ThreadServer:
         running.append(ThreadServer(Settings(data=tmp_path / "data", **settings)))

@@ -69,7 +69,7 @@ def test_refused_uploads_leave_nothing(
     good = write_artifact("release-2", compression="none").read_bytes()
     version = ("version", b'{"format":"mender","version":3}')
     table = {
-        "empty": (b"", "cut off at byte 0"),
+        "empty": (b"", "the file is empty"),
         "text": (b"hello" * 1000, "not a tar archive"),
         "cut in the payload": (good[:-20_000], "cut off at byte"),
         "cut in the header": (good[:3_000], "cut off at byte"),

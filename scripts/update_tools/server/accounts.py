@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
 from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from update_tools.server import audit
 from update_tools.server.account_tables import ApiToken, LoginFailure, LoginSession, User
@@ -47,8 +47,8 @@ FREE_FAILURES = {"pair": 5, "address": 40, "name": 60}
 class Passwords:
     """Hashes and checks passwords: 64 MiB and some 50 ms each, so only two at a time."""
 
-    def __init__(self) -> None:
-        self._hasher = PasswordHasher()
+    def __init__(self, hasher: PasswordHasher | None = None) -> None:
+        self._hasher = hasher or PasswordHasher()
         self._turns = threading.BoundedSemaphore(2)
         self._nobody = ""
 
@@ -268,7 +268,7 @@ def add_token(
 
 def tokens(session: Session, user_id: str | None = None) -> Sequence[ApiToken]:
     """All tokens, or those of a user, by name."""
-    query = select(ApiToken).order_by(ApiToken.name)
+    query = select(ApiToken).options(joinedload(ApiToken.user)).order_by(ApiToken.name)
     return session.scalars(query if user_id is None else query.where(ApiToken.user_id == user_id)).all()
 
 

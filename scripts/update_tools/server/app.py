@@ -17,9 +17,21 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from update_tools.server import account_api, account_pages, device_api, fleet, management, ui
+from update_tools.server import (
+    account_api,
+    account_pages,
+    artifact_api,
+    devauth_api,
+    device_api,
+    downloads,
+    fleet,
+    management,
+    resumable,
+    ui,
+)
 from update_tools.server.door import Door, answer, refuse, scope_for
 from update_tools.server.faults import Refusal, Unavailable
+from update_tools.server.polls import PollFirst, Polls
 from update_tools.server.settings import House, Settings
 
 log = logging.getLogger("update_tools.server")
@@ -28,14 +40,16 @@ log = logging.getLogger("update_tools.server")
 def create_app(settings: Settings) -> FastAPI:
     """The application over a data folder. The folder is opened, and upgraded, here and now."""
     house = House(settings)
+    polls = Polls(house.db)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        timer = fleet.Timer(house.db)
+        timer = fleet.Timer(house.db, also=[polls.flush])
         timer.start()
         async with house.hub.running():
             yield
         timer.stop()
+        polls.close()
         house.close()
 
     app = FastAPI(
@@ -48,9 +62,13 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.house = house
+    app.state.polls = polls
     for router in (
         device_api.router,
-        device_api.downloads,
+        downloads.router,
+        resumable.router,
+        artifact_api.router,
+        devauth_api.router,
         management.router,
         account_api.router,
         account_pages.router,
@@ -66,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(PoolTimeoutError, _on_database)
     app.add_exception_handler(Exception, _on_bug)
     app.add_middleware(Door, house=house)
+    app.add_middleware(PollFirst, polls=polls, signer=house.signer)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
     return app
 

@@ -14,11 +14,12 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
-from update_tools.server import audit
+from update_tools.server import audit, records
 from update_tools.server.bodies import parse_json
-from update_tools.server.db import Device, DeviceKey, new_id, now
+from update_tools.server.database import DEVICES_LOCK, alone, locked
+from update_tools.server.db import Device, DeviceKey, Part, new_id, now
 from update_tools.server.faults import BadRequest, Conflict, NotFound, Refusal, Unauthorized
 from update_tools.server.tokens import Signer
 
@@ -63,33 +64,24 @@ def read_request(body: bytes, signature: str) -> AuthRequest:
         _verify(key, raw, body)
     except InvalidSignature:
         raise Unauthorized("the signature does not match the public key") from None
-    normal_pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return AuthRequest(_normal_identity(identity), normal_pem.decode(), kind, tier)
+    return AuthRequest(_normal_identity(identity), _pem(key), kind, tier)
 
 
 def authorize(session: Session, request: AuthRequest, *, auto_accept: bool) -> DeviceKey:
     """Record the device and its key and return the key, whatever its status is.
 
     With `auto_accept` a new key takes the place of the old one, as a bench board with a fresh data partition
-    needs it; a key that a person rejected stays rejected.
+    needs it; a key that a person rejected stays rejected. A request that comes again changes nothing.
     """
-    device = session.scalar(select(Device).where(Device.identity == request.identity))
-    if device is None:
-        waiting = session.scalar(
-            select(func.count()).select_from(DeviceKey).where(DeviceKey.status == "pending")
-        )
-        if not auto_accept and (waiting or 0) >= MAX_WAITING:
-            raise Refusal(f"{waiting} devices already wait for a decision", status=429)
-        device = Device(id=new_id(), identity=request.identity)
-        session.add(device)
-    device.tier = request.tier
+    device = _device_for(session, request.identity, auto_accept=auto_accept)
+    if device.tier != request.tier:
+        device.tier = request.tier
     device.last_seen_at = now()
     key = next((known for known in device.keys if known.public_key == request.public_key), None)
     if key is None:
         # Only the newest undecided key of a device is of interest; so nobody can pile them up.
         for old in [known for known in device.keys if known.status == "pending"]:
             device.keys.remove(old)
-            session.delete(old)
         key = DeviceKey(id=new_id(), public_key=request.public_key, kind=request.kind, status="pending")
         device.keys.append(key)
     if key.status == "preauthorized" or (auto_accept and key.status == "pending"):
@@ -99,20 +91,106 @@ def authorize(session: Session, request: AuthRequest, *, auto_accept: bool) -> D
     return key
 
 
+def _device_for(session: Session, identity: str, *, auto_accept: bool) -> Device:
+    """The identity's device, locked; a new one if there is none."""
+    query = select(Device).where(Device.identity == identity).with_for_update(key_share=True)
+    device = session.scalar(query)
+    if device is not None:
+        return device
+    alone(session, DEVICES_LOCK)  # two processes that hear of it at the same moment
+    device = session.scalar(query)
+    if device is not None:
+        return device
+    waiting = session.scalar(select(func.count()).select_from(DeviceKey).where(DeviceKey.status == "pending"))
+    if not auto_accept and (waiting or 0) >= MAX_WAITING:
+        raise Refusal(f"{waiting} devices already wait for a decision", status=429)
+    device = Device(id=new_id(), identity=identity)
+    session.add(device)
+    session.flush()
+    return device
+
+
+# --- decisions of people ---------------------------------------------------------------------------------
+
+
+def get_device(session: Session, device_id: str) -> Device:
+    """A device by id. Raises NotFound."""
+    device = session.get(Device, device_id)
+    if device is None:
+        raise NotFound("there is no such device")
+    return device
+
+
+def get_key(session: Session, device_id: str, key_id: str) -> DeviceKey:
+    """A device's key. Raises NotFound."""
+    key = session.get(DeviceKey, key_id)
+    if key is None or key.device_id != device_id:
+        raise NotFound("the device has no such key")
+    return key
+
+
 def decide(session: Session, key_id: str, status: str) -> DeviceKey:
     """Accept or reject a key. A token issued for a key that is no longer accepted is refused from now on."""
     key = session.get(DeviceKey, key_id)
     if key is None:
         raise NotFound("no such device key")
+    device = locked(session, Device, key.device_id)
+    assert device is not None
+    session.refresh(key)
     if status == "accepted":
         _accept(key)
     elif status == "rejected":
         key.status = "rejected"
     else:
         raise Conflict(f"a key can be accepted or rejected, not {status!r}", status=400)
-    _set_status(key.device)
-    audit.record(session, status, "device", key.device_id, key.device.identity)
+    _set_status(device)
+    audit.record(session, status, "device", device.id, device.identity)
     return key
+
+
+def preauthorize(session: Session, identity: Any, pem: str) -> Device:
+    """Accept a device before it comes. Raises BadRequest, or Conflict if it is known already."""
+    key, kind = _load_key(pem)
+    normal = _normal_identity(json.dumps(identity))
+    device = _device_for(session, normal, auto_accept=True)
+    if device.keys:
+        raise Conflict("the device is known already", hint="accept its key instead")
+    device.keys.append(DeviceKey(id=new_id(), public_key=_pem(key), kind=kind, status="preauthorized"))
+    _set_status(device)
+    audit.record(session, "preauthorized", "device", device.id, normal)
+    return device
+
+
+def decommission(session: Session, device_id: str) -> None:
+    """Forget a device's keys and end its part in deployments; its history stays. Raises NotFound."""
+    device = locked(session, Device, device_id)
+    if device is None or device.status == "decommissioned":
+        raise NotFound("there is no such device")
+    open_parts = select(Part.deployment_id).where(Part.device_id == device_id, Part.finished_at.is_(None))
+    for deployment_id in sorted(session.scalars(open_parts)):
+        deployment = records.lock_deployment(session, deployment_id)
+        for part in records.lock_parts(session, deployment_id, [device_id]):
+            records.set_status(session, part, "decommissioned", part.substate, source=records.OPERATOR)
+        records.finish_if_done(session, deployment)
+    device.keys.clear()
+    device.status = "decommissioned"
+    audit.record(session, "decommissioned", "device", device.id, device.identity)
+
+
+def forget_key(session: Session, device_id: str, key_id: str) -> None:
+    """Forget one key; the last one takes the device with it. Raises NotFound."""
+    device = locked(session, Device, device_id)
+    key = get_key(session, device_id, key_id)
+    assert device is not None
+    if len(device.keys) == 1:
+        decommission(session, device_id)
+        return
+    device.keys.remove(key)
+    _set_status(device)
+    audit.record(session, "key forgotten", "device", device.id, device.identity)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------
 
 
 def issue_token(signer: Signer, key: DeviceKey) -> str:
@@ -138,10 +216,15 @@ def check_token(signer: Signer, authorization: str) -> dict[str, Any]:
     return signer.open(token.strip(), now_s=time.time())
 
 
-def identify(session: Session, signer: Signer, authorization: str) -> Device:
-    """The device a request's Authorization header belongs to. Raises Unauthorized."""
+def identify(session: Session, signer: Signer, authorization: str, *, for_update: bool = False) -> Device:
+    """The device a request's Authorization header belongs to. Raises Unauthorized.
+
+    `for_update`: nobody else changes the device until this transaction ends.
+    """
     claims = check_token(signer, authorization)
-    key = session.get(DeviceKey, str(claims.get("key", "")))
+    if for_update:
+        locked(session, Device, str(claims.get("sub", "")))
+    key = session.get(DeviceKey, str(claims.get("key", "")), options=[joinedload(DeviceKey.device)])
     if key is None or key.device_id != claims.get("sub") or key.status != "accepted":
         raise Unauthorized("the device is not accepted any more")
     return key.device
@@ -173,6 +256,12 @@ def _normal_identity(text: str) -> str:
         if not name or not all(isinstance(item, str) for item in texts):
             raise BadRequest(f"identity entry {name!r} must be a string or a list of strings")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _pem(key: PublicKey) -> str:
+    """The key in one form, however it was written."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(serialization.Encoding.PEM, form).decode()
 
 
 def _load_key(pem: str) -> tuple[PublicKey, str]:

@@ -57,6 +57,23 @@ def server(
             help="postgresql+psycopg://user@host/name instead of SQLite; any number of servers may share it.",
         ),
     ] = "",
+    artifact_store: Annotated[
+        str,
+        typer.Option(
+            envvar="OTA_ARTIFACT_STORE",
+            help="s3://bucket/prefix instead of the data folder. Credentials as for every S3 tool.",
+        ),
+    ] = "",
+    s3_endpoint: Annotated[
+        str, typer.Option(envvar="OTA_S3_ENDPOINT", help="Address of an S3 that is not Amazon's.")
+    ] = "",
+    s3_region: Annotated[str, typer.Option(envvar="OTA_S3_REGION", help="Region of the bucket.")] = "",
+    direct_links: Annotated[
+        bool,
+        typer.Option(
+            "--direct-links", help="Devices download from the S3 store itself; they must reach and trust it."
+        ),
+    ] = False,
     auto_accept: Annotated[
         bool, typer.Option("--auto-accept", help="Accept every device at once. For benches only.")
     ] = False,
@@ -94,6 +111,8 @@ def server(
         context.obj = Place(data, database_url)
         return
     _check(public_url, tls_cert, tls_key, trust_proxy or [])
+    if direct_links and not artifact_store:
+        raise UpdateError("--direct-links needs --artifact-store s3://…")
     if parent:
         _end_with(parent)
     import uvicorn
@@ -105,6 +124,10 @@ def server(
     settings = Settings(
         data=data,
         database_url=database_url,
+        artifact_store=artifact_store,
+        s3_endpoint=s3_endpoint,
+        s3_region=s3_region,
+        direct_links=direct_links,
         auto_accept=auto_accept,
         public_url=public_url,
         needs_login=not insecure_no_login,
@@ -116,13 +139,13 @@ def server(
     url = _url(listener, "https" if tls_cert else "http")
     if bench_token_fd >= 0:
         _take_bench_token(house.db, bench_token_fd)
-    if ready_fd >= 0:
-        os.write(ready_fd, f"{url}\n".encode())
-        os.close(ready_fd)
     typer.echo(f"control server on {url}, data in {data}", err=True)
     _say_what_is_open(host, bool(tls_cert), bool(trust_proxy), settings)
     if settings.needs_login:
         _say_setup_link(house, public_url or url)
+    if ready_fd >= 0:
+        os.write(ready_fd, f"{url}\n".encode())
+        os.close(ready_fd)
     config = uvicorn.Config(
         application,
         http=TimedProtocol,

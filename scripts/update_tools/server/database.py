@@ -13,8 +13,9 @@ anything else; so two writers never wait for each other.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,11 @@ from update_tools.server.who import NOBODY, Who
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 CHANNEL = "ota"  # PostgreSQL's NOTIFY
-MIGRATION_LOCK = 0x6F7461  # any number that nobody else takes for an advisory lock
+# Advisory locks: any numbers that nobody else takes.
+MIGRATION_LOCK = 0x6F7461
+PUBLISH_LOCK = 0x6F7462
+STORE_LOCK = 0x6F7463
+DEVICES_LOCK = 0x6F7464
 PAYLOAD_LIMIT = 7900  # bytes of one NOTIFY
 POOL_SIZE = 16  # connections of one process; PostgreSQL allows 100 in all unless told otherwise
 EVERYTHING = "*"  # the topic that concerns every subscriber
@@ -49,6 +54,8 @@ class Database:
         self.url = url
         self.on_change: Callable[[frozenset[str]], None] | None = None
         self.engine = _postgresql(url) if self.is_postgresql else _sqlite(url)
+        # SQLite's own way of waiting for its one writer is to try again now and then, which starves some.
+        self._turn: AbstractContextManager[object] = nullcontext() if self.is_postgresql else threading.Lock()
         looking: dict[str, Any] = {}
         if self.is_postgresql:
             looking = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -96,7 +103,7 @@ class Database:
         `who` decides in it: events and audit log name them (`session.info["who"]`).
         """
         topics: frozenset[str] = frozenset()
-        with self._writers() as session, session.begin():
+        with self._turn, self._writers() as session, session.begin():
             session.info["who"] = who
             yield session
             session.flush()
@@ -121,7 +128,15 @@ class Database:
 
 def locked(session: Session, table: type[Row], key: Any) -> Row | None:
     """A row that nobody else changes until this transaction ends, as it is now; None if there is none."""
+    if session.get_bind().dialect.name != "postgresql":  # an SQLite writer is alone anyway
+        return session.get(table, key)
     return session.get(table, key, with_for_update={"key_share": True}, populate_existing=True)
+
+
+def alone(session: Session, number: int) -> None:
+    """Until this transaction ends nobody else passes here with the same number."""
+    if session.get_bind().dialect.name == "postgresql":  # an SQLite writer is alone anyway
+        session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 
 def announce(session: Session, topic: str) -> None:

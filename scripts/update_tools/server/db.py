@@ -226,6 +226,7 @@ class Upload(Base):
     description: Mapped[str] = mapped_column(Text, default="")
     actor: Mapped[str] = mapped_column(Text, default="")
     store_state: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)  # what the store needs to go on
+    writer: Mapped[str] = mapped_column(String(36), default="")  # the request that has it now
     created_at: Mapped[datetime] = mapped_column(Moment, default=now)
     touched_at: Mapped[datetime] = mapped_column(Moment, default=now, index=True)
 

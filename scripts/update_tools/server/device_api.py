@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
 from update_tools.server import auth, live, rollout, services
 from update_tools.server.bodies import read_json, read_limited
-from update_tools.server.db import Artifact
-from update_tools.server.faults import BadRequest, NotFound, Unauthorized
+from update_tools.server.faults import BadRequest, Unauthorized
+from update_tools.server.polls import Polls
 from update_tools.server.settings import House
 
 router = APIRouter(prefix="/api/devices", tags=["device"])
-downloads = APIRouter(prefix="/api/artifacts", tags=["device"])
 
 AUTH_LIMIT_BYTES = 32 << 10
 SMALL_LIMIT_BYTES = 64 << 10
@@ -32,6 +31,13 @@ def house_of(request: Request) -> House:
     house = request.app.state.house
     assert isinstance(house, House)
     return house
+
+
+def polls_of(request: Request) -> Polls:
+    """What answers polls, and notes when devices were heard of."""
+    polls = request.app.state.polls
+    assert isinstance(polls, Polls)
+    return polls
 
 
 async def _read(request: Request, authorization: str, limit_bytes: int) -> Any:
@@ -67,33 +73,43 @@ async def next_deployment(request: Request, authorization: Token = "") -> Respon
     provides = body.get("device_provides") if isinstance(body, dict) else None
     if not isinstance(provides, dict) or not all(isinstance(value, str) for value in provides.values()):
         raise BadRequest("device_provides must be an object of strings")
-    understands_maps = body.get("update_control_map") is True
-    return await run_in_threadpool(_poll, request, authorization, provides, understands_maps)
+    return await _poll(request, authorization, provides, body.get("update_control_map") is True)
 
 
 @router.get("/v1/deployments/device/deployments/next")
-def next_deployment_v1(
+async def next_deployment_v1(
     request: Request, authorization: Token = "", artifact_name: str = "", device_type: str = ""
 ) -> Response:
     """Poll of clients without control maps."""
     provides = {"artifact_name": artifact_name, "device_type": device_type}
-    return _poll(request, authorization, provides, understands_maps=False)
+    return await _poll(request, authorization, provides, understands_maps=False)
 
 
-def _poll(
+async def _poll(
     request: Request, authorization: str, provides: Mapping[str, str], understands_maps: bool
 ) -> Response:
     for name in ("artifact_name", "device_type"):
         if not provides.get(name):
             raise BadRequest(f"{name} is missing")
+    polls = polls_of(request)
+    claims = auth.check_token(house_of(request).signer, authorization)
+    known = await polls.look(str(claims.get("key", "")))
+    if known is None or known.device_id != claims.get("sub"):
+        raise Unauthorized("the device is not accepted any more")
+    if not known.is_news(provides):
+        polls.seen(known.device_id)
+        return Response(status_code=204)
+    return await run_in_threadpool(_answer_poll, request, authorization, provides, understands_maps)
+
+
+def _answer_poll(
+    request: Request, authorization: str, provides: Mapping[str, str], understands_maps: bool
+) -> Response:
     house = house_of(request)
-    with house.db.read() as session:
-        device = auth.identify(session, house.signer, authorization)
-        if not services.needs_poll_write(session, device, provides):
-            return Response(status_code=204)
     with house.db.write() as session:
         device = auth.identify(session, house.signer, authorization)
         found = services.poll(session, device, provides, understands_maps=understands_maps)
+    polls_of(request).seen(device.id)
     if found is None:
         return Response(status_code=204)
     uri, expire = house.link(found.artifact.id, str(request.base_url))
@@ -121,6 +137,7 @@ def refresh(request: Request, deployment_id: str, authorization: Token = "") -> 
     if answer.is_news:
         with house.db.write() as session:
             services.note_map_taken(session, device.id, deployment_id, answer.version)
+    polls_of(request).seen(device.id)
     return {"update_control_map": answer.value}
 
 
@@ -140,6 +157,7 @@ async def report(request: Request, deployment_id: str, authorization: Token = ""
         with house.db.write() as session:
             device = auth.identify(session, house.signer, authorization)
             services.report(session, device, deployment_id, status, substate)
+        polls_of(request).seen(device.id)
 
     await run_in_threadpool(work)
     return Response(status_code=204)
@@ -164,6 +182,7 @@ async def store_log(request: Request, deployment_id: str, authorization: Token =
         with house.db.write() as session:
             device = auth.identify(session, house.signer, authorization)
             services.store_log(session, device, deployment_id, kept)
+        polls_of(request).seen(device.id)
 
     await run_in_threadpool(work)
     return Response(status_code=204)
@@ -177,7 +196,27 @@ async def store_inventory(request: Request, authorization: Token = "") -> Respon
 
     def work() -> None:
         with house.db.write() as session:
-            services.store_inventory(auth.identify(session, house.signer, authorization), attributes)
+            device = auth.identify(session, house.signer, authorization)
+            services.store_inventory(device, attributes)
+        polls_of(request).seen(device.id)
+
+    await run_in_threadpool(work)
+    return Response(status_code=200)
+
+
+@router.patch("/v1/inventory/device/attributes")
+async def add_inventory(request: Request, authorization: Token = "") -> Response:
+    """Inventory: these attributes are new or changed, the others stay."""
+    attributes = _attributes(await _read(request, authorization, INVENTORY_LIMIT_BYTES))
+    house = house_of(request)
+
+    def work() -> None:
+        with house.db.write() as session:
+            device = auth.identify(session, house.signer, authorization, for_update=True)
+            kept = {entry["name"]: entry for entry in device.inventory or []}
+            kept.update((entry["name"], entry) for entry in attributes)
+            services.store_inventory(device, list(kept.values()))
+        polls_of(request).seen(device.id)
 
     await run_in_threadpool(work)
     return Response(status_code=200)
@@ -196,20 +235,3 @@ def _attributes(body: Any) -> list[dict[str, Any]]:
             raise BadRequest(f"attribute {entry['name'][:80]!r} must be text, a number, or a list of such")
         attributes[entry["name"]] = {"name": entry["name"], "value": value}
     return list(attributes.values())
-
-
-@downloads.get("/{artifact_id}/download")
-@downloads.head("/{artifact_id}/download", include_in_schema=False)
-def download(request: Request, artifact_id: str, expires: str = "", signature: str = "") -> FileResponse:
-    """The artifact's bytes, by signed link and without a token; Range works as in RFC 9110."""
-    house = house_of(request)
-    house.check_link(artifact_id, expires, signature)
-    with house.db.read() as session:
-        artifact = session.get(Artifact, artifact_id)
-    if artifact is None:
-        raise NotFound("the artifact was removed from the server")
-    return FileResponse(
-        house.artifact_path(artifact.id),
-        media_type="application/vnd.mender-artifact",
-        headers={"etag": f'"{artifact.sha256}"', "cache-control": "private, no-transform"},
-    )

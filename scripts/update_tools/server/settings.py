@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from update_agent.errors import UpdateError
 from update_tools.server.accounts import Passwords
 from update_tools.server.database import Database
-from update_tools.server.db import Artifact, Secret
+from update_tools.server.db import Secret
 from update_tools.server.events import Hub
 from update_tools.server.faults import Forbidden
+from update_tools.server.intake import Intake, own_store
+from update_tools.server.store import FolderStore, Store
 from update_tools.server.tokens import KEY_BYTES, Signer
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ class Settings:
 
     data: Path
     database_url: str = ""  # empty: a SQLite file in the data folder
+    artifact_store: str = ""  # s3://bucket/prefix; empty: the data folder
+    s3_endpoint: str = ""
+    s3_region: str = ""
+    direct_links: bool = False  # devices download from the store itself
     auto_accept: bool = False
     public_url: str = ""
     needs_login: bool = True
@@ -50,16 +55,16 @@ class House:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.artifacts = settings.data / "artifacts"
-        self.incoming = settings.data / "incoming"
-        for folder in (settings.data, self.artifacts, self.incoming):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = None if settings.database_url else _lock(settings.data / "server.lock")
         self.db = open_database(settings.data, settings.database_url)
         self.signer = _signer(self.db) if self.db.is_postgresql else Signer.load(settings.data / "server.key")
+        self.store = open_store(settings)
+        own_store(self.db, self.store)
+        self.intake = Intake(self.db, self.store)
+        self.intake.sweep(is_alone=not self.db.is_postgresql)
         self.passwords = Passwords()
         self.hub = Hub(self.db)
-        self._sweep()
 
     def close(self) -> None:
         """Let go of the database and the folder."""
@@ -67,23 +72,13 @@ class House:
         if self._lock is not None:
             self._lock.close()
 
-    def _sweep(self) -> None:
-        """Remove uploads that a killed process never acknowledged."""
-        left_overs = list(self.incoming.iterdir())
-        with self.db.read() as session:
-            known = set(session.scalars(select(Artifact.id)))
-        left_overs += [file for file in self.artifacts.iterdir() if file.stem not in known]
-        for file in left_overs:
-            log.warning("removing %s: an upload that was never finished", file)
-            file.unlink()
-
-    def artifact_path(self, artifact_id: str) -> Path:
-        """Where an artifact's file lies; ids are our own UUIDs, never a client's text."""
-        return self.artifacts / f"{artifact_id}.mender"
-
     def link(self, artifact_id: str, base_url: str) -> tuple[str, datetime]:
         """A download link that needs no token, and until when it works."""
         expires = int(time.time()) + self.settings.link_lifetime_s
+        if self.settings.direct_links:
+            url = self.store.link(artifact_id, self.settings.link_lifetime_s)
+            if url:
+                return url, datetime.fromtimestamp(expires, UTC)
         signature = self.signer.sign("download", f"{artifact_id} {expires}")
         base = (self.settings.public_url or base_url).rstrip("/")
         url = f"{base}/api/artifacts/{artifact_id}/download?expires={expires}&signature={signature}"
@@ -106,6 +101,17 @@ def open_database(data: Path, database_url: str) -> Database:
     db = Database(database_url) if database_url else Database.at(data / "server.db")
     db.upgrade()
     return db
+
+
+def open_store(settings: Settings) -> Store:
+    """Where the artifacts are. Raises UpdateError if it is not there."""
+    if not settings.artifact_store:
+        return FolderStore(settings.data)
+    from update_tools.server.s3 import S3Store
+
+    store = S3Store(settings.artifact_store, endpoint=settings.s3_endpoint, region=settings.s3_region)
+    store.check()
+    return store
 
 
 def _signer(db: Database) -> Signer:

@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.Column("description", sa.Text(), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("store_state", sa.Text(), nullable=False),
+        sa.Column("writer", sa.String(length=36), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("touched_at", sa.DateTime(), nullable=False),
     )
