@@ -61,7 +61,11 @@ def span(seconds: float) -> str:
 
 
 def _ago(moment: datetime | None, at: datetime) -> str:
-    return "never" if moment is None else span(max((at - moment).total_seconds(), 0))
+    """How long ago, in whole seconds at the finest."""
+    if moment is None:
+        return "never"
+    seconds = (at - moment).total_seconds()
+    return f"{max(seconds, 0):.0f} s" if seconds < 10 else span(seconds)
 
 
 def _clock(moment: datetime | None) -> Markup:

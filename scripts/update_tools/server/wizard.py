@@ -75,7 +75,7 @@ async def go(request: Request) -> Response:
     form = await read_form(request)
     here, there = first(form, "step"), first(form, "go")
     order = list(STEPS)
-    if here not in FIELDS or there not in STEPS:
+    if here not in STEPS or there not in STEPS:
         here, there = "what", "what"
 
     def work() -> Response:
