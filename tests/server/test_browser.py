@@ -257,7 +257,8 @@ def test_pages_without_serious_faults_in_both_themes_and_on_a_phone(
         for step in ("schedule", "update process", "review"):
             no_serious_faults(page)
             if shots:
-                page.screenshot(path=f"{shots}/{theme['color_scheme']}-before-{step.replace(' ', '-')}.png", full_page=True)
+                name = f"before-{step.replace(' ', '-')}"
+                page.screenshot(path=f"{shots}/{theme['color_scheme']}-{name}.png", full_page=True)
             page.get_by_role("button", name=f"Next: {step}").click()
         no_serious_faults(page)
         if shots:
