@@ -42,6 +42,9 @@ class Command:
         self.options = options
 
 
+_PASSPHRASE = Option(
+    "--passphrase-file", "FILE", "passphrase_file", "its first line opens the device key; - is standard input"
+)
 OPTIONS = (
     Option("-c --config", "FILE", "config", "main configuration file"),
     Option("-b --fallback-config", "FILE", "fallback_config", "file with defaults for the main one"),
@@ -55,12 +58,8 @@ OPTIONS = (
     ),
     Option("-E --trusted-certs", "FILE", "trusted_certs", "certificates trusted beside the system's"),
     Option("--skipverify", "", "skip_verify", "do not verify the server's certificate"),
-    Option(
-        "--passphrase-file",
-        "FILE",
-        "passphrase_file",
-        "its first line opens the device key; - is standard input",
-    ),
+    _PASSPHRASE,
+    Option("--no-syslog", "", "no_syslog", "accepted for the sake of older scripts; nothing goes to syslog"),
     Option("-v --version", "", "version", "print the version"),
     Option("-h --help", "", "help", "print help; after a command, its own"),
 )
@@ -80,7 +79,7 @@ _STATUS = (
 )
 COMMANDS = (
     Command("daemon", "", "poll the server and carry out its deployments"),
-    Command("install", "FILE_OR_URL", "install an artifact", _REBOOT_EXIT, _STOP_BEFORE),
+    Command("install", "FILE_OR_URL", "install an artifact", _REBOOT_EXIT, _STOP_BEFORE, _PASSPHRASE),
     Command("resume", "", "go on with an interrupted installation", _REBOOT_EXIT, _STOP_BEFORE),
     Command("commit", "", "make the installed artifact permanent", _STOP_BEFORE),
     Command("rollback", "", "undo the installed artifact", _STOP_BEFORE),
@@ -133,6 +132,7 @@ class Options:
         self.trusted_certs: str | None = None
         self.skip_verify = False
         self.passphrase_file: str | None = None
+        self.no_syslog = False
         self.force_bootstrap = False
         self.version = False
         self.help = False

@@ -22,12 +22,13 @@ GIVEN = {"supports_rollback": True, "needs_reboot": "No", "faults": []}
 # The reference's (config.md sections 4 and 8), name by name.
 THEIR_OPTIONS = {
     *("-c", "--config", "-b", "--fallback-config", "-d", "--datastore", "--data", "-L", "--log-file"),
-    *("-l", "--log-level", "-E", "--trusted-certs", "--skipverify", "--passphrase-file"),
+    *("-l", "--log-level", "-E", "--trusted-certs", "--skipverify"),
+    *("--passphrase-file", "--no-syslog"),  # of version 3
     *("-v", "--version", "-h", "--help"),
 }
 THEIR_VERBS = {
     "daemon": set(),
-    "install": {"--reboot-exit-code", "--stop-before"},
+    "install": {"--reboot-exit-code", "--stop-before", "--passphrase-file"},  # the last of version 3
     "resume": {"--reboot-exit-code", "--stop-before"},
     "commit": {"--stop-before"},
     "rollback": {"--stop-before"},
