@@ -266,8 +266,8 @@ class Pool:
             wake = self.pause_timer(now, deployment_id, poll_s)
             # A pause that applications keep waking asks the server as often as one left alone.
             poll_at = self._refreshed_at.get(deployment_id, now) + poll_s
-            if wake.then == "refresh" and now < poll_at < wake.at:
-                wake = Wake(poll_at, "refresh", "poll")
+            if wake.then == "refresh" and poll_at < wake.at:
+                wake = Wake(max(now, poll_at), "refresh", "poll")
         expiries = [
             entry.expires_at for entry in self._entries.values() if entry.expires_at > self._evaluated_at
         ]
@@ -294,8 +294,7 @@ class Pool:
         wake = Wake(max(now, min(times, default=_INFINITE)), "evaluate", "expiry")
         if self.has_deployment_map(deployment_id):
             poll_at = self._refreshed_at.get(deployment_id, now) + poll_s
-            poll = Wake(poll_at if poll_at > now else now + _PAST_DUE_S, "refresh", "poll")
-            wake = min(wake, poll, key=lambda each: each.at)
+            wake = min(wake, Wake(max(now, poll_at), "refresh", "poll"), key=lambda each: each.at)
         return wake
 
     # Persistence: value of the database key `update-control-maps`

@@ -205,10 +205,14 @@ class ControlPoint:
             wake = pool.next_deadline(now, self._map_id, poll_s, retry_at=retry_at)
         else:
             wake = pool.next_change(now, self._map_id, poll_s)
-        hooks_at = min(self._holds.next_look(), self._save_at)
-        if hooks_at < wake.at:
-            wake = control.Wake(hooks_at, "hooks", "hooks")
-        return control.Wake(self._report_at, "report", "poll") if self._report_at < wake.at else wake
+        wakes = [
+            wake,
+            control.Wake(self._report_at, "report", "poll"),
+            control.Wake(min(self._holds.next_look(), self._save_at), "hooks", "hooks"),
+        ]
+        # A hook whose program takes longer than its interval is always due: it must not keep the others away.
+        due = [each for each in wakes if each.at <= now]
+        return due[0] if due else min(wakes, key=lambda each: each.at)
 
     def _refresh(self) -> str:
         """Fetch the deployment's map. Empty when the pool is up to date, else why the update must fail.

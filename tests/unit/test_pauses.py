@@ -145,3 +145,26 @@ def test_a_success_is_saved_as_one_before_it_is_reported(daemon: Daemon) -> None
     daemon.outcome = Outcome(ROLLED_BACK)
     daemon.write_state("cleanup")
     assert saved() == "cleanup"
+
+
+def test_a_hook_that_is_always_due_does_not_keep_the_server_away(daemon: Daemon) -> None:
+    """Its program takes longer than its interval, as on a slow device."""
+    hook = {
+        "point": WIRE_POINTS[1],
+        "when": {"program": "/bin/true", "interval_s": 1},
+        "limit_s": 3600,
+        "at_limit": "fail",
+    }
+    put(daemon, "10-ask.json", json.dumps(hook))
+    now = time.monotonic()
+    document = {"id": "3f1c0000-0000-0000-0000-000000000000", "states": {WIRE_POINTS[1]: {"action": "pause"}}}
+    daemon.update.id = str(document["id"])
+    daemon.pool.set_server(control.parse_value(document), daemon.update.id, now - 5000)
+    point = stay(daemon)
+    point._holds.look(now - 100, time.time())
+    point._decision = daemon.pool.evaluate(WIRE_POINTS[1], now)
+    assert point._holds.next_look() < now
+    wake = point._next_wake(now, None)
+    assert (wake.at <= now, wake.then) == (True, "refresh")
+    daemon.pool.set_server(control.parse_value(document), daemon.update.id, now)
+    assert point._next_wake(now, None).then == "hooks"
