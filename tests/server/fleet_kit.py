@@ -89,6 +89,7 @@ class Fleet:
         with self.db.write() as session:
             device = session.get(Device, f"d{number}")
             assert device is not None
+            device.last_seen_at = self.at
             found = services.poll(session, device, provides, understands_maps=understands_maps)
             return found.deployment_id if found else None
 
@@ -97,6 +98,7 @@ class Fleet:
             with self.db.write() as session:
                 device = session.get(Device, f"d{number}")
                 assert device is not None
+                device.last_seen_at = self.at
                 services.report(session, device, deployment, status, substate)
 
     def walk(self, deployment: str, number: int, *statuses: str) -> None:

@@ -69,11 +69,12 @@ def lock_active(session: Session, deployment_id: str) -> Deployment:
     return deployment
 
 
-def get_part(session: Session, deployment_id: str, device_id: str) -> Part:
-    """One device's part in a deployment. Raises NotFound."""
-    part = session.scalar(
-        select(Part).where(Part.deployment_id == deployment_id, Part.device_id == device_id)
-    )
+def get_part(session: Session, deployment_id: str, device_id: str, *, for_update: bool = False) -> Part:
+    """One device's part in a deployment, locked if wanted. Raises NotFound."""
+    query = select(Part).where(Part.deployment_id == deployment_id, Part.device_id == device_id)
+    if for_update:
+        query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    part = session.scalar(query)
     if part is None:
         raise NotFound("there is no such deployment for this device")
     return part
@@ -94,8 +95,9 @@ def lock_parts(session: Session, deployment_id: str, device_ids: Sequence[str] |
 
 
 def relock(session: Session, part: Part) -> None:
-    """Lock a part that was only read, and read it again."""
-    session.refresh(part, with_for_update={"key_share": True})
+    """Lock a part that was only read, and read it again. A writer on SQLite is alone anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.refresh(part, with_for_update={"key_share": True})
 
 
 def set_status(session: Session, part: Part, status: str, substate: str, *, source: str) -> None:

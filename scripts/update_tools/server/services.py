@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import or_, select
@@ -39,8 +39,6 @@ from update_tools.server.records import (
 
 __all__ = ["NewDeployment", "abort", "create_deployment", "decide", "get_deployment", "replace_map"]
 
-SEEN_EVERY = timedelta(seconds=10)  # a poll that changes nothing costs no write more often than this
-
 
 @dataclass(frozen=True)
 class HandOut:
@@ -51,15 +49,6 @@ class HandOut:
     control_map: dict[str, Any] | None
 
 
-def needs_poll_write(session: Session, device: Device, provides: Mapping[str, str]) -> bool:
-    """Whether a poll has anything to write down; most have not, and then take no writer's turn."""
-    if device.artifact_name != provides["artifact_name"] or device.device_type != provides["device_type"]:
-        return True
-    if device.last_seen_at is None or now() - device.last_seen_at > SEEN_EVERY:
-        return True
-    return next(iter(open_parts(session, device.id)), None) is not None
-
-
 def poll(
     session: Session, device: Device, provides: Mapping[str, str], *, understands_maps: bool
 ) -> HandOut | None:
@@ -67,7 +56,6 @@ def poll(
 
     Deployments it needs no artifact for, or has none for, end here.
     """
-    device.last_seen_at = now()
     device.artifact_name = provides["artifact_name"]
     device.device_type = provides["device_type"]
     session.flush()  # the device's row first, then the deployment's (database.py)
@@ -111,14 +99,13 @@ def poll(
 
 def report(session: Session, device: Device, deployment_id: str, status: str, substate: str | None) -> None:
     """Take a device's report. Raises NotFound, or Conflict when the deployment is over on the server."""
-    device.last_seen_at = now()
-    session.flush()
-    part = get_part(session, deployment_id, device.id)
-    deployment = part.deployment
+    deployment = session.get(Deployment, deployment_id)
+    if deployment is None:
+        raise NotFound("there is no such deployment for this device")
     is_counted = status in rollout.FINISHED or deployment.rules is not None
     if is_counted:
         deployment = lock_deployment(session, deployment_id)
-    relock(session, part)
+    part = get_part(session, deployment_id, device.id, for_update=True)
     back(session, part)
     told = live.parse(substate)
     if told is not None:
@@ -174,8 +161,7 @@ def control_map(session: Session, device: Device, deployment_id: str) -> MapAnsw
 
 def note_map_taken(session: Session, device_id: str, deployment_id: str, version: int) -> None:
     """Write down that a device has this version of its map: it knows what was decided."""
-    part = get_part(session, deployment_id, device_id)
-    relock(session, part)
+    part = get_part(session, deployment_id, device_id, for_update=True)
     back(session, part)
     if part.map_taken < version and part.finished_at is None:
         part.map_taken, part.map_taken_at = version, now()
@@ -184,10 +170,7 @@ def note_map_taken(session: Session, device_id: str, deployment_id: str, version
 
 def store_log(session: Session, device: Device, deployment_id: str, messages: list[dict[str, Any]]) -> None:
     """Keep a device's deployment log; a second upload replaces the first, as after a lost answer."""
-    device.last_seen_at = now()
-    session.flush()
-    part = get_part(session, deployment_id, device.id)
-    relock(session, part)
+    part = get_part(session, deployment_id, device.id, for_update=True)
     part.log = messages
     part.log_at = now()
     # A log follows the report of its failure, and that may already have begun the next attempt.
@@ -199,7 +182,7 @@ def store_log(session: Session, device: Device, deployment_id: str, messages: li
 def store_inventory(device: Device, attributes: list[dict[str, Any]]) -> None:
     """Replace all attributes of a device."""
     device.inventory = sorted(attributes, key=lambda attribute: str(attribute["name"]))
-    device.inventory_at = device.last_seen_at = now()
+    device.inventory_at = now()
 
 
 def open_parts(session: Session, device_id: str) -> Sequence[Part]:
@@ -239,6 +222,7 @@ def back(session: Session, part: Part) -> None:
             f"silent since {part.vanished_at:%F %T}",
         )
         part.vanished_at = None
+        part.device.last_seen_at = now()  # the others of its kind are written later (polls.py)
 
 
 # --- for the pages ---------------------------------------------------------------------------------------
