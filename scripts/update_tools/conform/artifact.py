@@ -22,11 +22,13 @@ def build(
     device_type: str,
     payload_type: str | None,
     scripts: Mapping[str, bytes],
+    payload: bytes = PAYLOAD,
+    type_info: Mapping[str, object] | None = None,
     is_broken: bool = False,
 ) -> bytes:
     """An artifact of format 3 with one payload file, or none for the payload type None.
 
-    `is_broken`: the header is not the one the manifest names.
+    `type_info`: more of it than the type. `is_broken`: the header is not the one the manifest names.
     """
     header_info = {
         "payloads": [{"type": payload_type}],
@@ -35,9 +37,11 @@ def build(
     }
     members = [("header-info", json.dumps(header_info).encode())]
     members += [(f"scripts/{script}", content) for script, content in scripts.items()]
-    members.append(("headers/0000/type-info", json.dumps({"type": payload_type}).encode()))
+    members.append(
+        ("headers/0000/type-info", json.dumps({"type": payload_type, **(type_info or {})}).encode())
+    )
     version = b'{"format":"mender","version":3}'
-    files = [] if payload_type is None else [(PAYLOAD_FILE, PAYLOAD)]
+    files = [] if payload_type is None else [(PAYLOAD_FILE, payload)]
     header = _tar(members)
     digests = {"version": version, "header.tar": header}
     digests.update({f"data/0000/{file}": content for file, content in files})

@@ -68,10 +68,10 @@ class LocalBus:
         self._daemon.terminate()
         self._daemon.wait()
 
-    def set_map(self, document: Json) -> None:
+    def set_map(self, document: Json, *, patience_s: float = _PATIENCE_S) -> None:
         """Set a map as an application does, once the agent is there. Raises UpdateError if it is refused."""
         command = ["dbus-send", f"--bus={self.address}", "--print-reply", f"--dest={_DESTINATION}", *_METHOD]
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while True:
             result = subprocess.run(
                 [*command, f"string:{json.dumps(document)}"], capture_output=True, text=True, check=False

@@ -9,20 +9,44 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from update_tools.conform.trace import Journal
 
     Json = dict[str, Any]
 
 DEPLOYMENT_ID = "f3a1c5d2-7b64-4e09-9d8e-3c5b7a9f1e20"
-_TOKEN = "token-of-the-scenario"
-_DEVICE = "/api/devices"
-_NEXT = f"{_DEVICE}/v2/deployments/device/deployments/next"
+TOKEN = "token-of-the-scenario"
+DEVICE = "/api/devices"
+_NEXT = f"{DEVICE}/v2/deployments/device/deployments/next"
 _PATIENCE_S = 60
-_MAP = f"{_DEVICE}/v2/deployments/device/deployments/{DEPLOYMENT_ID}/update_control_map"
-_STATUS = f"{_DEVICE}/v1/deployments/device/deployments/{DEPLOYMENT_ID}/status"
-_LOG = f"{_DEVICE}/v1/deployments/device/deployments/{DEPLOYMENT_ID}/log"
+_MAP = f"{DEVICE}/v2/deployments/device/deployments/{DEPLOYMENT_ID}/update_control_map"
+_STATUS = f"{DEVICE}/v1/deployments/device/deployments/{DEPLOYMENT_ID}/status"
+_LOG = f"{DEVICE}/v1/deployments/device/deployments/{DEPLOYMENT_ID}/log"
+
+
+class Listener:
+    """An HTTP server on a loopback port, serving in threads of its own.
+
+    `answer` gets method, path and body; it returns status code and body, or None to hang up instead.
+    """
+
+    def __init__(self, answer: Callable[[str, str, bytes], tuple[int, bytes] | None]) -> None:
+        self._server = _Server(("127.0.0.1", 0), _handler(answer))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
 
 class Peer:
@@ -42,21 +66,9 @@ class Peer:
         ] = {}  # status: number of its reports, attempts of one report counted once
         self._attempts: dict[str, int] = {}  # status or status#n: attempts so far
         self._refreshes: dict[str, int] = {}  # control point: refreshes so far
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        host, port = self._server.server_address[:2]
-        return f"http://{host!s}:{port}"
-
-    def close(self) -> None:
-        """Stop serving and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._listener = Listener(self.answer)
+        self.url = self._listener.url
+        self.close = self._listener.close
 
     def offer(self) -> None:
         """Answer polls from now on; until then they are kept waiting."""
@@ -79,7 +91,7 @@ class Peer:
         with self._lock:
             match method, path:
                 case "POST", "/api/devices/v1/authentication/auth_requests":
-                    return 200, _TOKEN.encode()
+                    return 200, TOKEN.encode()
                 case "PUT", "/api/devices/v1/inventory/device/attributes":
                     return 200, b""
                 case "POST", _ if path == _NEXT:
@@ -165,19 +177,19 @@ class _Server(ThreadingHTTPServer):
         """Quiet: agents are killed in the middle of requests."""
 
 
-def _handler(peer: Peer) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    answer_to: Callable[[str, str, bytes], tuple[int, bytes] | None],
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            is_open = self.path.startswith(f"{_DEVICE}/v1/authentication/") or not self.path.startswith(
-                _DEVICE
-            )
-            if not is_open and self.headers.get("Authorization") != f"Bearer {_TOKEN}":
+            is_open = self.path.startswith(f"{DEVICE}/v1/authentication/") or not self.path.startswith(DEVICE)
+            if not is_open and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 answer: tuple[int, bytes] | None = (401, b'{"error":"no valid token"}')
             else:
-                answer = peer.answer(self.command, self.path, body)
+                answer = answer_to(self.command, self.path, body)
             if answer is None:
                 self.close_connection = True
                 return
