@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
-
-import typer
 
 from update_agent.errors import UpdateError
 
-# name: (module with the Typer object `app`, help)
+TYPE_CHECKING = False  # without loading typing
+if TYPE_CHECKING:
+    import typer
+
+# name: (module, help). The module has a Typer object `app`; or a function `run(words)` if it has to start
+# fast: Typer alone takes 100 ms to load.
 SUBCOMMANDS = {
     "board": ("update_tools.bench.cli", "Virtual boards: create, boot, console, power cut, reset."),
     "server": ("update_tools.server.cli", "The control server: run it, manage its users and artifacts."),
@@ -22,6 +24,8 @@ SUBCOMMANDS = {
 
 def command_line(chosen: str = "") -> typer.Typer:
     """The whole tree of commands, or only the branch `chosen`: the others' imports take up to a second."""
+    import typer
+
     app = typer.Typer(
         name="ota",
         help="Desk tools of meta-update: virtual boards, control server, artifacts.",
@@ -32,11 +36,17 @@ def command_line(chosen: str = "") -> typer.Typer:
     app.callback()(_root)  # keeps one branch alone from becoming the root command
     for name, (module, text) in SUBCOMMANDS.items():
         if (chosen not in SUBCOMMANDS or chosen == name) and _is_there(module):
-            app.add_typer(import_module(module).app, name=name, help=text)
+            branch = getattr(import_module(module), "app", None)
+            if branch is not None:
+                app.add_typer(branch, name=name, help=text)
+            else:
+                app.command(name, help=text)(_run_by_main)
     return app
 
 
 def _is_there(module: str) -> bool:
+    from importlib.util import find_spec
+
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # its package is not there either
@@ -47,12 +57,25 @@ def _root() -> None:
     pass
 
 
+def _run_by_main() -> None:
+    """Only to be listed: main runs it."""
+
+
+def _run(words: list[str]) -> None:
+    """The command the words name. Raises SystemExit when it is done, UpdateError when it failed."""
+    name = words[0] if words else ""
+    if name in SUBCOMMANDS and _is_there(SUBCOMMANDS[name][0]):
+        run = getattr(import_module(SUBCOMMANDS[name][0]), "run", None)
+        if run is not None:
+            sys.exit(run(words[1:]))
+    command_line(name)(words, prog_name="ota")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code. Bugs are not caught: their traceback is wanted."""
     words = sys.argv[1:] if arguments is None else arguments
-    app = command_line(words[0] if words else "")
     try:
-        app(words, prog_name="ota")
+        _run(words)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 0
     except UpdateError as error:

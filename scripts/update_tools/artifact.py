@@ -32,7 +32,7 @@ from update_agent.artifact import (
 )
 from update_agent.errors import ArtifactError
 from update_agent.tarstream import StreamSource, TarStream
-from update_tools.packing import SUFFIXES, Data, Packer, packer
+from update_tools.packing import SUFFIXES, Packer, packer
 
 if TYPE_CHECKING:
     from update_tools.keys import PrivateKey
@@ -45,11 +45,10 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Packing:
-    """How header and payload are compressed; level None is the usual one, gzip_program "" the fastest."""
+    """How header and payload are compressed; level None is the usual one."""
 
     compression: str = "gzip"
     level: int | None = None
-    gzip_program: str = ""
 
     @property
     def suffix(self) -> str:
@@ -62,7 +61,7 @@ class Packing:
 
     def packer(self, target: IO[bytes]) -> Packer:
         """What compresses into this file."""
-        return packer(target, self.compression, self.level, self.gzip_program)
+        return packer(target, self.compression, self.level)
 
 
 @dataclass(frozen=True)
@@ -135,36 +134,70 @@ def write(
     `mtime` goes into every member (SOURCE_DATE_EPOCH). File modes are 0755 for what is executable, else 0644:
     a umask shall not change the bytes. Raises ArtifactError when devices would refuse the result.
     """
-    suffix = packing.suffix
     _check_files(contents)
-    with _replacing(output) as target, tempfile.TemporaryFile(dir=output.parent) as spool:
-        # The manifest comes first in the artifact and needs the digests. What is not compressed is read twice
-        # rather than stored twice.
-        is_plain = packing.compression == "none"
-        pack: Packer = _Counter() if is_plain else packing.packer(spool)
-        digests = _pack_payload(contents, pack, mtime, progress)
-        spool.flush()
-        size = pack.size if isinstance(pack, _Counter) else os.fstat(spool.fileno()).st_size
-
-        packed_header = _pack_header(contents, digests, packing, mtime)
-        sums = {f"data/0000/{name}": digest for name, digest in digests.items()}
-        sums |= {"version": _sha256(VERSION), f"header.tar{suffix}": _sha256(packed_header)}
-        manifest = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
-        if len(manifest) > MAX_MANIFEST_BYTES or len(packed_header) > MAX_HEADER_BYTES:
-            raise ArtifactError(f"the header of {contents.name} is larger than devices accept")
-        _member(target, "version", VERSION, mtime)
-        _member(target, "manifest", manifest, mtime)
-        if key is not None:
-            _member(target, "manifest.sig", key.sign(manifest), mtime)
-        _member(target, f"header.tar{suffix}", packed_header, mtime)
-        target.write(_head(f"data/0000.tar{suffix}", size, mtime, 0o600))
-        if is_plain:
-            if _pack_payload(contents, packing.packer(target), mtime, lambda _: None) != digests:
-                raise ArtifactError(f"a payload file of {contents.name} changed while it was read")
+    with _replacing(output) as target:
+        if packing.compression == "none":
+            _write_in_place(contents, target, packing, key, mtime, progress)
         else:
-            spool.seek(0)
-            _copy(spool, target)
-        target.write(bytes(-size % tarfile.BLOCKSIZE) + bytes(2 * tarfile.BLOCKSIZE))
+            with tempfile.TemporaryFile(dir=output.parent) as spool:
+                digests = _pack_payload(contents, packing.packer(spool), mtime, progress)
+                spool.flush()
+                size = os.fstat(spool.fileno()).st_size
+                target.write(_front(contents, digests, size, packing, key, mtime))
+                spool.seek(0)
+                _copy(spool, target)
+        target.write(bytes(-target.tell() % tarfile.BLOCKSIZE) + bytes(2 * tarfile.BLOCKSIZE))
+
+
+def _write_in_place(
+    contents: Contents,
+    target: IO[bytes],
+    packing: Packing,
+    key: PrivateKey | None,
+    mtime: int,
+    progress: Progress,
+) -> None:
+    """Write a payload that is not compressed, read once, where it will stay.
+
+    What comes before it holds its digests and its size, which have one length whatever they are.
+    """
+    zeros = {path.name: "0" * 64 for path in contents.files}
+    front = _front(contents, zeros, 0, packing, key, mtime)
+    target.write(front)
+    digests = _pack_payload(contents, packing.packer(target), mtime, progress)
+    end = target.tell()
+    size, expected = end - len(front), len(front)
+    front = _front(contents, digests, size, packing, key, mtime)
+    assert len(front) == expected
+    target.seek(0)
+    target.write(front)
+    target.seek(end)
+
+
+def _front(
+    contents: Contents,
+    digests: Mapping[str, str],
+    size: int,
+    packing: Packing,
+    key: PrivateKey | None,
+    mtime: int,
+) -> bytes:
+    """All that comes before the payload's `size` bytes: its head is the last of it."""
+    suffix = packing.suffix
+    packed_header = _pack_header(contents, digests, packing, mtime)
+    sums = {f"data/0000/{name}": digest for name, digest in digests.items()}
+    sums |= {"version": _sha256(VERSION), f"header.tar{suffix}": _sha256(packed_header)}
+    manifest = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+    if len(manifest) > MAX_MANIFEST_BYTES or len(packed_header) > MAX_HEADER_BYTES:
+        raise ArtifactError(f"the header of {contents.name} is larger than devices accept")
+    front = io.BytesIO()
+    _member(front, "version", VERSION, mtime)
+    _member(front, "manifest", manifest, mtime)
+    if key is not None:
+        _member(front, "manifest.sig", key.sign(manifest), mtime)
+    _member(front, f"header.tar{suffix}", packed_header, mtime)
+    front.write(_head(f"data/0000.tar{suffix}", size, mtime, 0o600))
+    return front.getvalue()
 
 
 def sign(source: Path, output: Path, key: PrivateKey, *, force: bool = False) -> None:
@@ -212,30 +245,17 @@ def _check_files(contents: Contents) -> None:
         raise ArtifactError(f"a rootfs-image is one file, not {len(contents.files)}")
 
 
-class _Counter:
-    """Knows how much was written to it, and keeps nothing."""
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    def write(self, data: Data, /) -> None:
-        self.size += memoryview(data).nbytes
-
-    def close(self) -> None:
-        """Nothing to complete."""
-
-
 def _pack_payload(contents: Contents, pack: Packer, mtime: int, progress: Progress) -> dict[str, str]:
     """The payload archive into the packer, which is closed; digests by file name."""
     digests: dict[str, str] = {}
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    with contextlib.closing(pack):  # also on an error: a compressing program must not be left behind
+    with contextlib.closing(pack):  # also on an error: its threads must end
         for path in contents.files:
             digest, done = hashlib.sha256(), 0
             with _open(path) as file:
                 size, mode = _size_and_mode(file, path)
                 pack.write(_head(path.name, size, mtime, mode))
-                while got := file.readinto(buffer):
+                while done <= size and (got := file.readinto(buffer)):
                     digest.update(buffer[:got])
                     pack.write(buffer[:got])
                     done += got

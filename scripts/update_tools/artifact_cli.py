@@ -1,266 +1,335 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ota artifact`: write, sign, read, validate and dump artifacts. Options are named as mender-artifact's."""
+"""`ota artifact`: write, sign, read, validate and dump artifacts. Options are named as mender-artifact's.
+
+`read` and `validate` are asked often and by scripts: this module imports what they need, the rest waits for
+the commands that use it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import typer
-
-from update_agent.artifact import PayloadFile, Reader
+from update_agent.artifact import Reader
 from update_agent.errors import ArtifactError
-from update_tools import artifact
-from update_tools.artifact import Contents, Packing, Software
-from update_tools.packing import GZIP_PROGRAMS, SUFFIXES
 
+TYPE_CHECKING = False  # without loading typing
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import Any
+
+    from update_tools.artifact import Contents
     from update_tools.keys import PrivateKey
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-write_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(write_app, name="write", help="Write an artifact of format 3.")
-
-Name = Annotated[str, typer.Option("-n", "--artifact-name", help="Name of the artifact.")]
-DeviceTypes = Annotated[
-    list[str], typer.Option("-t", "--device-type", help="Device type it is for. Can be repeated.")
-]
-Output = Annotated[Path, typer.Option("-o", "--output-path", help="File to write.")]
-Scripts = Annotated[
-    list[Path], typer.Option("-s", "--script", help="State script, or a directory of them. Can be repeated.")
-]
-Depends = Annotated[
-    list[str], typer.Option("-d", "--depends", metavar="KEY:VALUE", help="What the device must provide.")
-]
-DependsNames = Annotated[
-    list[str], typer.Option("-N", "--artifact-name-depends", help="Artifact that must be installed, one of.")
-]
-DependsGroups = Annotated[
-    list[str], typer.Option("-G", "--depends-groups", help="Group the device must have, one of.")
-]
-Group = Annotated[str, typer.Option("-g", "--provides-group", help="Group the device has afterwards.")]
-Provides = Annotated[
-    list[str],
-    typer.Option("-p", "--provides", metavar="KEY:VALUE", help="What the device provides afterwards."),
-]
-Clears = Annotated[
-    list[str],
-    typer.Option("--clears-provides", metavar="PATTERN", help="Provides to remove; * matches anything."),
-]
-NoClears = Annotated[bool, typer.Option("--no-default-clears-provides", help="No clears but those given.")]
-NoVersion = Annotated[bool, typer.Option("--no-default-software-version", help="No software version.")]
-SoftwareName = Annotated[str, typer.Option("--software-name", help="Key FILESYSTEM.NAME.version.")]
-SoftwareFilesystem = Annotated[str, typer.Option("--software-filesystem", help="Instead of rootfs-image.")]
-SoftwareVersion = Annotated[str, typer.Option("--software-version", help="Instead of the artifact's name.")]
-Compression = Annotated[str, typer.Option("--compression", help=f"One of {', '.join(SUFFIXES)}.")]
-Level = Annotated[int | None, typer.Option("--level", help="gzip 1-9, xz 0-9, zstd 1-19.")]
-GzipProgram = Annotated[
-    str, typer.Option(help=f"One of {', '.join(GZIP_PROGRAMS)}; name it for the same bytes on every machine.")
-]
-SigningKey = Annotated[
-    Path | None, typer.Option("-k", "--key", help="Private key to sign with: RSA, ECDSA P-256, Ed25519.")
-]
-Epoch = Annotated[int, typer.Option(envvar="SOURCE_DATE_EPOCH", help="Time of the members.")]
-ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT")]
-PublicKeys = Annotated[
-    list[Path], typer.Option("-k", "--key", help="Public key the signature must be of. Can be repeated.")
-]
+COMPRESSIONS = ("none", "gzip", "xz", "lzma", "zstd")
+MEMORY_LIMIT_BYTES = 1 << 30
+_KEY_HELP = "private key to sign with: RSA, ECDSA P-256, Ed25519"
 
 
-@write_app.command("rootfs-image")
-def write_rootfs_image(
-    artifact_name: Name,
-    device_type: DeviceTypes,
-    file: Annotated[Path, typer.Option("-f", "--file", help="Root file system image.")],
-    output_path: Output,
-    script: Scripts = [],  # noqa: B006
-    depends: Depends = [],  # noqa: B006
-    artifact_name_depends: DependsNames = [],  # noqa: B006
-    depends_groups: DependsGroups = [],  # noqa: B006
-    provides_group: Group = "",
-    provides: Provides = [],  # noqa: B006
-    clears_provides: Clears = [],  # noqa: B006
-    no_default_clears_provides: NoClears = False,
-    no_default_software_version: NoVersion = False,
-    no_checksum_provide: Annotated[
-        bool, typer.Option("--no-checksum-provide", help="Do not provide the image's checksum.")
-    ] = False,
-    legacy_rootfs_image_checksum: Annotated[
-        bool, typer.Option("--legacy-rootfs-image-checksum", help="Provide it as rootfs_image_checksum.")
-    ] = False,
-    software_name: SoftwareName = "",
-    software_filesystem: SoftwareFilesystem = "",
-    software_version: SoftwareVersion = "",
-    compression: Compression = "gzip",
-    level: Level = None,
-    gzip_program: GzipProgram = "",
-    key: SigningKey = None,
-    source_date_epoch: Epoch = 0,
+def run(words: list[str]) -> int:
+    """One command. Raises SystemExit for wrong usage, UpdateError for what goes wrong."""
+    options = parser(words[0] if words else "").parse_args(words or ["--help"])
+    options.command(options)
+    return 0
+
+
+def parser(chosen: str) -> argparse.ArgumentParser:
+    """The command line; the many options of `write` only if that is the command."""
+    root = argparse.ArgumentParser(
+        prog="ota artifact",
+        description="Artifacts of format 3: write, sign, read, validate, unpack.",
+        formatter_class=_formatter,
+    )
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+
+    write = commands.add_parser("write", help="write an artifact", formatter_class=_formatter)
+    kinds = write.add_subparsers(metavar="KIND", required=True)
+    if chosen == "write":
+        for name, text, command in (
+            ("rootfs-image", "an image for the inactive root partition", _write_rootfs_image),
+            ("module-image", "files for an update module", _write_module_image),
+            ("bootstrap-artifact", "no payload: only names what a new device has", _write_bootstrap),
+        ):
+            about = f"Write {text}."
+            kind = kinds.add_parser(name, help=text, description=about, formatter_class=_formatter)
+            kind.set_defaults(command=command)
+            _add_write_options(kind, name)
+
+    sign = _add(commands, "sign", "sign an artifact; all its other bytes stay as they are", _sign)
+    sign.add_argument("-k", "--key", required=True, metavar="FILE", help=_KEY_HELP)
+    sign.add_argument("-o", "--output-path", metavar="FILE", help="file to write; default: in place")
+    sign.add_argument("--force", action="store_true", help="replace a signature")
+    reading = (
+        ("read", "print what an artifact says about itself; its payload is not read", _read),
+        ("validate", "read all of an artifact as a device does, and verify it", _validate),
+        ("dump", "unpack an artifact: header-info, type-info, meta-data, scripts/, files/", _dump),
+    )
+    for name, text, command in reading:
+        added = _add(commands, name, text, command)
+        if name == "dump":
+            added.add_argument("directory", metavar="DIRECTORY", help="new or empty")
+        text = "public key the signature must be of; can be repeated"
+        added.add_argument("-k", "--key", action="append", default=[], metavar="FILE", help=text)
+    return root
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """argparse's own, which would load shutil to know the width; and it makes one for every option."""
+    try:
+        width = os.get_terminal_size().columns
+    except OSError:
+        width = 80
+    return argparse.HelpFormatter(prog, width=width - 2)
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    command: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    about = f"{text[0].upper()}{text[1:]}."
+    added = commands.add_parser(name, help=text, description=about, formatter_class=_formatter)
+    added.set_defaults(command=command)
+    added.add_argument("path", metavar="ARTIFACT")
+    return added
+
+
+def _add_write_options(kind: argparse.ArgumentParser, name: str) -> None:
+    def one(*names: str, metavar: str = "NAME", required: bool = False, text: str) -> None:
+        kind.add_argument(*names, metavar=metavar, required=required, default="", help=text)
+
+    def many(*names: str, metavar: str = "NAME", required: bool = False, text: str) -> None:
+        text = f"{text}; can be repeated"
+        kind.add_argument(*names, metavar=metavar, action="append", default=[], required=required, help=text)
+
+    def flag(name: str, text: str) -> None:
+        kind.add_argument(name, action="store_true", help=text)
+
+    has_payload = name != "bootstrap-artifact"
+    one("-n", "--artifact-name", required=True, text="name of the artifact")
+    many("-t", "--device-type", required=True, text="device type it is for")
+    one("-o", "--output-path", metavar="FILE", required=True, text="file to write")
+    if name == "rootfs-image":
+        one("-f", "--file", metavar="FILE", required=True, text="root file system image")
+        flag("--no-checksum-provide", "do not provide the image's checksum")
+        flag("--legacy-rootfs-image-checksum", "provide it as rootfs_image_checksum")
+    if name == "module-image":
+        one("-T", "--type", required=True, text="payload type: the update module's name")
+        many("-f", "--file", metavar="FILE", text="payload file")
+        one("-m", "--meta-data", metavar="FILE", text="JSON for the module")
+    if has_payload:
+        many("-s", "--script", metavar="FILE", text="state script, or a directory of them")
+    many("-d", "--depends", metavar="KEY:VALUE", text="what the device must provide")
+    many("-N", "--artifact-name-depends", text="artifact that must be installed, one of")
+    many("-G", "--depends-groups", metavar="GROUP", text="group the device must have, one of")
+    one("-g", "--provides-group", metavar="GROUP", text="group the device has afterwards")
+    many("-p", "--provides", metavar="KEY:VALUE", text="what the device provides afterwards")
+    many("--clears-provides", metavar="PATTERN", text="provides to remove; * matches anything")
+    if has_payload:
+        flag("--no-default-clears-provides", "no clears but those given")
+        flag("--no-default-software-version", "no software version")
+        one("--software-name", text="key FILESYSTEM.NAME.version")
+        one("--software-filesystem", text="instead of rootfs-image")
+        one("--software-version", metavar="VERSION", text="instead of the artifact's name")
+    kind.add_argument(
+        "--compression",
+        choices=COMPRESSIONS,
+        default="gzip",
+        help="of header and payload; each makes the same bytes on every machine (default: gzip)",
+    )
+    kind.add_argument("--level", type=int, metavar="N", help="gzip 1-12, xz 0-9, zstd 1-19")
+    kind.add_argument("-k", "--key", metavar="FILE", help=_KEY_HELP)
+    kind.add_argument(
+        "--source-date-epoch",
+        type=int,
+        metavar="SECONDS",
+        default=os.environ.get("SOURCE_DATE_EPOCH", "0"),
+        help="time of the members (default: SOURCE_DATE_EPOCH, else 0)",
+    )
+
+
+# Writing
+
+
+def _write_rootfs_image(options: argparse.Namespace) -> None:
+    from update_tools.artifact import ROOTFS
+
+    checksum = "rootfs_image_checksum" if options.legacy_rootfs_image_checksum else "rootfs-image.checksum"
+    _write_payload(options, ROOTFS, [options.file], None, "" if options.no_checksum_provide else checksum)
+
+
+def _write_module_image(options: argparse.Namespace) -> None:
+    meta_data = _bytes(options.meta_data) if options.meta_data else None
+    _write_payload(options, options.type, options.file, meta_data, "")
+
+
+def _write_payload(
+    options: argparse.Namespace,
+    payload_type: str,
+    files: list[str],
+    meta_data: bytes | None,
+    checksum_key: str,
 ) -> None:
-    """An image for the inactive root partition."""
-    checksum_key = "rootfs_image_checksum" if legacy_rootfs_image_checksum else "rootfs-image.checksum"
+    from pathlib import Path
+
+    from update_tools.artifact import Contents, Software, with_software
+
     contents = Contents(
-        name=artifact_name,
-        device_types=device_type,
-        payload_type=artifact.ROOTFS,
-        files=[file],
-        scripts=_scripts(script),
-        group=provides_group,
-        depends_names=artifact_name_depends,
-        depends_groups=depends_groups,
-        depends=_depends(depends),
-        provides=_pairs(provides, "--provides"),
-        clears=clears_provides or None,
+        **_common(options),
+        payload_type=payload_type,
+        files=[Path(file) for file in files],
+        scripts=_scripts(options.script),
+        meta_data=meta_data,
     )
     software = Software(
-        software_filesystem,
-        software_name,
-        software_version,
-        with_version=not no_default_software_version,
-        with_clears=not no_default_clears_provides,
-        checksum_key="" if no_checksum_provide else checksum_key,
+        options.software_filesystem,
+        options.software_name,
+        options.software_version,
+        with_version=not options.no_default_software_version,
+        with_clears=not options.no_default_clears_provides,
+        checksum_key=checksum_key,
     )
-    packing = Packing(compression, level, gzip_program)
-    _write(artifact.with_software(contents, software), output_path, packing, key, source_date_epoch)
+    _write(with_software(contents, software), options)
 
 
-@write_app.command("module-image")
-def write_module_image(
-    artifact_name: Name,
-    device_type: DeviceTypes,
-    type_: Annotated[str, typer.Option("-T", "--type", help="Payload type: the update module's name.")],
-    output_path: Output,
-    file: Annotated[list[Path], typer.Option("-f", "--file", help="Payload file. Can be repeated.")] = [],  # noqa: B006
-    meta_data: Annotated[Path | None, typer.Option("-m", "--meta-data", help="JSON for the module.")] = None,
-    script: Scripts = [],  # noqa: B006
-    depends: Depends = [],  # noqa: B006
-    artifact_name_depends: DependsNames = [],  # noqa: B006
-    depends_groups: DependsGroups = [],  # noqa: B006
-    provides_group: Group = "",
-    provides: Provides = [],  # noqa: B006
-    clears_provides: Clears = [],  # noqa: B006
-    no_default_clears_provides: NoClears = False,
-    no_default_software_version: NoVersion = False,
-    software_name: SoftwareName = "",
-    software_filesystem: SoftwareFilesystem = "",
-    software_version: SoftwareVersion = "",
-    compression: Compression = "gzip",
-    level: Level = None,
-    gzip_program: GzipProgram = "",
-    key: SigningKey = None,
-    source_date_epoch: Epoch = 0,
-) -> None:
-    """Files for an update module."""
-    contents = Contents(
-        name=artifact_name,
-        device_types=device_type,
-        payload_type=type_,
-        files=file,
-        scripts=_scripts(script),
-        meta_data=_bytes(meta_data) if meta_data else None,
-        group=provides_group,
-        depends_names=artifact_name_depends,
-        depends_groups=depends_groups,
-        depends=_depends(depends),
-        provides=_pairs(provides, "--provides"),
-        clears=clears_provides or None,
-    )
-    software = Software(
-        software_filesystem,
-        software_name,
-        software_version,
-        with_version=not no_default_software_version,
-        with_clears=not no_default_clears_provides,
-    )
-    packing = Packing(compression, level, gzip_program)
-    _write(artifact.with_software(contents, software), output_path, packing, key, source_date_epoch)
+def _write_bootstrap(options: argparse.Namespace) -> None:
+    from update_tools.artifact import Contents
+
+    _write(Contents(**_common(options), payload_type=None), options)
 
 
-@write_app.command("bootstrap-artifact")
-def write_bootstrap_artifact(
-    artifact_name: Name,
-    device_type: DeviceTypes,
-    output_path: Output,
-    artifact_name_depends: DependsNames = [],  # noqa: B006
-    depends: Depends = [],  # noqa: B006
-    depends_groups: DependsGroups = [],  # noqa: B006
-    provides_group: Group = "",
-    provides: Provides = [],  # noqa: B006
-    clears_provides: Clears = [],  # noqa: B006
-    compression: Compression = "gzip",
-    key: SigningKey = None,
-    source_date_epoch: Epoch = 0,
-) -> None:
-    """No payload: only names what a new device has installed."""
-    contents = Contents(
-        name=artifact_name,
-        device_types=device_type,
-        payload_type=None,
-        group=provides_group,
-        depends_names=artifact_name_depends,
-        depends_groups=depends_groups,
-        depends=_depends(depends),
-        provides=_pairs(provides, "--provides"),
-        clears=clears_provides or None,
-    )
-    _write(contents, output_path, Packing(compression), key, source_date_epoch)
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    """What all kinds of artifacts have."""
+    return {
+        "name": options.artifact_name,
+        "device_types": options.device_type,
+        "group": options.provides_group,
+        "depends_names": options.artifact_name_depends,
+        "depends_groups": options.depends_groups,
+        "depends": _pairs(options.depends, "--depends"),
+        "provides": _pairs(options.provides, "--provides"),
+        "clears": options.clears_provides or None,
+    }
 
 
-@app.command()
-def sign(
-    path: ArtifactPath,
-    key: Annotated[Path, typer.Option("-k", "--key", help="Private key: RSA, ECDSA P-256, Ed25519.")],
-    output_path: Annotated[
-        Path | None, typer.Option("-o", "--output-path", help="File to write; default: in place.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a signature.")] = False,
-) -> None:
-    """Sign an artifact; all its other bytes stay as they are."""
-    artifact.sign(path, output_path or path, _private_key(key), force=force)
+def _write(contents: Contents, options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from update_tools import artifact
+
+    key = _private_key(options.key) if options.key else None
+    output = Path(options.output_path)
+    packing = artifact.Packing(options.compression, options.level)
+    mtime = options.source_date_epoch
+    with _progress(contents, output) as progress:
+        artifact.write(contents, output, packing, key=key, mtime=mtime, progress=progress)
+    print(f"{output}: {contents.name}, {output.stat().st_size} bytes")
 
 
-@app.command()
-def read(
-    path: ArtifactPath,
-    key: PublicKeys = [],  # noqa: B006
-) -> None:
-    """Print what an artifact says about itself. The payload is not read."""
-    with _reading(path, key) as reader:
+@contextmanager
+def _progress(contents: Contents, output: Path) -> Iterator[Callable[[int], object]]:
+    """A bar, where somebody is watching."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    total = sum(path.stat().st_size for path in contents.files if path.exists())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(output.name, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _sign(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from update_tools import artifact
+
+    path = Path(options.path)
+    output = Path(options.output_path) if options.output_path else path
+    artifact.sign(path, output, _private_key(options.key), force=options.force)
+
+
+def _private_key(name: str) -> PrivateKey:
+    from pathlib import Path
+
+    from update_tools.keys import PrivateKey  # cryptography takes 80 ms to load
+
+    passphrase = os.environ.get("OTA_KEY_PASSPHRASE")
+    key = PrivateKey.load(Path(name), passphrase.encode() if passphrase else None)
+    if key.only_ours:
+        print(f"ota: {name} is an Ed25519 key: only update-agent accepts its signatures", file=sys.stderr)
+    return key
+
+
+def _scripts(names: list[str]) -> list[Path]:
+    from pathlib import Path
+
+    found: list[Path] = []
+    for path in map(Path, names):
+        found += sorted(path.iterdir()) if path.is_dir() else [path]
+    return found
+
+
+def _pairs(items: list[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for item in items:
+        key, colon, value = item.partition(":")
+        if not colon or not key:
+            raise ArtifactError(f"{option} {item}: KEY:VALUE is expected")
+        pairs[key] = value
+    return pairs
+
+
+def _bytes(name: str) -> bytes:
+    try:
+        with open(name, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {name}: {error.strerror}") from error
+
+
+# Reading
+
+
+@contextmanager
+def _reading(options: argparse.Namespace) -> Iterator[Reader]:
+    try:
+        stream = open(options.path, "rb", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise ArtifactError(f"cannot read {options.path}: {error.strerror}") from error
+    with stream:
+        yield Reader(stream, verify_keys=options.key, memory_limit_bytes=MEMORY_LIMIT_BYTES)
+
+
+def _read(options: argparse.Namespace) -> None:
+    with _reading(options) as reader:
         for line in describe(reader):
             print(line)
 
 
-@app.command()
-def validate(
-    path: ArtifactPath,
-    key: PublicKeys = [],  # noqa: B006
-) -> None:
-    """Read all of an artifact as a device does: format, checksums, and with a key the signature."""
-    with _reading(path, key) as reader:
-        sizes = [file.size for file in reader.files()]
+def _validate(options: argparse.Namespace) -> None:
+    from update_tools.artifact_files import check
+
+    with _reading(options) as reader:
+        sizes = [check(file) for file in reader.files()]
         by = f", signed by {reader.verified_by}" if reader.verified_by else ""
-        print(f"{path}: valid, {len(sizes)} payload file(s), {sum(sizes)} bytes{by}")
+        print(f"{options.path}: valid, {len(sizes)} payload file(s), {sum(sizes)} bytes{by}")
 
 
-@app.command()
-def dump(
-    path: ArtifactPath,
-    directory: Annotated[Path, typer.Argument(help="New or empty directory.")],
-    key: PublicKeys = [],  # noqa: B006
-) -> None:
-    """Unpack an artifact: header-info, type-info, meta-data, scripts/ and files/."""
-    with _reading(path, key) as reader:
-        try:
-            directory.mkdir(exist_ok=True)
-            if any(directory.iterdir()):
-                raise ArtifactError(f"{directory} is not empty")
-            _dump(reader, directory)
-        except OSError as error:
-            raise ArtifactError(f"cannot unpack to {directory}: {error}") from error
+def _dump(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from update_tools.artifact_files import dump
+
+    with _reading(options) as reader:
+        dump(reader, Path(options.directory))
 
 
 def describe(reader: Reader) -> Iterator[str]:
@@ -283,97 +352,3 @@ def describe(reader: Reader) -> Iterator[str]:
     for title, values in rows:
         for number, value in enumerate(value for value in values if value):
             yield f"{title + ':' if number == 0 else '':16}{value}"
-
-
-def _dump(reader: Reader, directory: Path) -> None:
-    header = reader.header
-    (directory / "header-info").write_bytes(header.header_info)
-    (directory / "type-info").write_bytes(header.type_info)
-    if header.meta_data is not None:
-        (directory / "meta-data").write_bytes(header.meta_data)
-    for name, content in header.scripts:
-        (directory / "scripts").mkdir(exist_ok=True)
-        (directory / "scripts" / name).write_bytes(content)
-        (directory / "scripts" / name).chmod(0o755)
-    for file in reader.files():
-        (directory / "files").mkdir(exist_ok=True)
-        _save(file, directory / "files" / file.name)
-
-
-def _save(file: PayloadFile, path: Path) -> None:
-    view = memoryview(bytearray(artifact.CHUNK_BYTES))
-    with path.open("wb", buffering=0) as target:
-        while got := file.readinto(view):
-            target.write(view[:got])
-
-
-def _write(contents: Contents, output: Path, packing: Packing, key: Path | None, mtime: int) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    signing_key = _private_key(key) if key else None
-    total = sum(path.stat().st_size for path in contents.files if path.exists())
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(output.name, total=total)
-        artifact.write(
-            contents,
-            output,
-            packing,
-            key=signing_key,
-            mtime=mtime,
-            progress=lambda count: bar.advance(task, count),
-        )
-    print(f"{output}: {contents.name}, {output.stat().st_size} bytes")
-
-
-@contextmanager
-def _reading(path: Path, keys: list[Path]) -> Iterator[Reader]:
-    try:
-        stream = path.open("rb", buffering=0)
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    with stream:
-        yield Reader(stream, verify_keys=[str(key) for key in keys], memory_limit_bytes=1 << 30)
-
-
-def _private_key(path: Path) -> PrivateKey:
-    from update_tools.keys import PrivateKey  # cryptography takes 80 ms to load
-
-    passphrase = os.environ.get("OTA_KEY_PASSPHRASE")
-    key = PrivateKey.load(path, passphrase.encode() if passphrase else None)
-    if key.only_ours:
-        print(f"ota: {path} is an Ed25519 key: only update-agent accepts its signatures", file=sys.stderr)
-    return key
-
-
-def _scripts(paths: list[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        found += sorted(path.iterdir()) if path.is_dir() else [path]
-    return found
-
-
-def _pairs(items: list[str], option: str) -> dict[str, str]:
-    pairs = {}
-    for item in items:
-        key, colon, value = item.partition(":")
-        if not colon or not key:
-            _usage(f"{option} {item}: KEY:VALUE is expected")
-        pairs[key] = value
-    return pairs
-
-
-def _depends(items: list[str]) -> dict[str, str | list[str]]:
-    return dict(_pairs(items, "--depends"))
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _usage(message: str) -> NoReturn:
-    raise typer.BadParameter(message)
