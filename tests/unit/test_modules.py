@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.leftovers import descriptors, tasks
 
 from update_agent import modules, payload, streams
 from update_agent.config import Config
@@ -92,20 +93,8 @@ class Bench:
         return sorted(os.listdir(self.tree))
 
 
-def descriptors() -> set[tuple[str, str]]:
-    """Open ones, each with what it leads to: a number alone may have been closed and given to another."""
-    numbers = [number for number in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{number}")]
-    return {(number, os.readlink(f"/proc/self/fd/{number}")) for number in numbers}
-
-
-def tasks() -> set[str]:
-    return set(os.listdir("/proc/self/task"))
-
-
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    # What other tests left may go while this one runs (a thread that was idle, garbage that held a file), so
-    # what is new counts, and not how many there are.
     descriptors_before, tasks_before = descriptors(), tasks()
     yield Bench(tmp_path)
     # No descriptor and no thread that waits for a FIFO stays behind; one that just ended may be on its way.

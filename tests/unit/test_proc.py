@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.leftovers import descriptors
 
 from update_agent import proc
 from update_agent.errors import ProcError
@@ -21,9 +22,9 @@ FOREVER_S = 60.0
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """No descriptor and no unreaped child stays behind."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
