@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -292,6 +293,34 @@ def test_one_update_is_held_at_every_point_by_command_and_over_the_socket(device
     last = "status:success" if verb == "continue" else "logs"
     assert device.lab.journal.trace()[-1] == last
     assert device.lab.artifact_name() == ("new" if verb == "continue" else "old")
+
+
+def test_who_follows_the_status_sees_the_whole_update(device: Device) -> None:
+    device.start()
+    device.run("pause", "Download_Leave", "ArtifactReboot_Leave")
+    seen = Path(device.lab.path("seen"))
+    with seen.open("wb") as file:
+        follower = subprocess.Popen(
+            device.lab.command("status", "--json", "--follow"), env=device.lab.environment(), stdout=file
+        )
+    try:
+        device.until(lambda: seen.stat().st_size > 0, "the first status")
+        device.peer.offer()
+        for point in ("Download_Leave", "ArtifactReboot_Leave"):
+            device.until(lambda p=point: f'"pause": {{"point": "{p}"' in seen.read_text(), point)
+            device.run("continue", point)
+        device.until(device.lab.journal.has_ended, "the end")
+        device.until(lambda: '"deployment": null' in seen.read_text().splitlines()[-1], "the end's status")
+    finally:
+        follower.kill()
+        follower.wait()
+    documents = [json.loads(line) for line in seen.read_text().splitlines()]
+    states = [document["state"] for document in documents if document["deployment"]]
+    order = list(dict.fromkeys(states))
+    assert order[-4:] == ["Download", "ArtifactInstall", "ArtifactReboot", "ArtifactCommit"]
+    assert documents[-1]["installed"] == "new"
+    paused = [document["pause"]["by"][0]["from"] for document in documents if document["pause"]]
+    assert set(paused) == {"command"}
 
 
 @pytest.mark.parametrize(
