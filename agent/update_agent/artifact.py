@@ -15,7 +15,6 @@ artifact-v3.md sections 1 to 7.
 from __future__ import annotations
 
 import hashlib
-import re
 
 from update_agent import signature
 from update_agent.compression import DEFAULT_MEMORY_LIMIT_BYTES, NAMES, decompress
@@ -40,12 +39,12 @@ MAX_SIGNATURE_BYTES = 16 << 10
 MAX_HEADER_BYTES = 16 << 20  # compressed; held in memory until its checksum is known to be right
 DRAIN_BYTES = 256 << 10
 
-_SUFFIX = "|".join(re.escape(suffix) for suffix in NAMES)
-_HEADER = re.compile(rf"header\.tar({_SUFFIX})", re.ASCII)
-_DATA = re.compile(rf"data/0000\.tar({_SUFFIX})", re.ASCII)
+_HEADER = "header.tar"
+_DATA = "data/0000.tar"
 _DATA_FILE = "data/0000/"
-_FILE_NAME = re.compile(r"[\w\-.,]+", re.ASCII)
-_LINE = re.compile(r"([0-9a-f]{64})  (\S{1,100})", re.ASCII)
+_HEX = frozenset("0123456789abcdef")
+_IN_FILE_NAMES = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.,")
+_BLANKS = frozenset(" \t\n\r\f\v")
 
 
 class PayloadFile:
@@ -173,11 +172,11 @@ class Reader:
             if self.header.payload_type is not None:
                 raise ArtifactError("the artifact ends without its payload data/0000.tar")
         else:
-            matched = _DATA.fullmatch(self._expected(member, "data/0000.tar").name)
-            if not matched:
+            suffix = _suffix(member.name, _DATA)
+            if suffix is None:
                 raise self._unexpected(member, "data/0000.tar (with .gz, .xz, .zst or without)")
-            self.compression = NAMES[matched[1]]
-            source = decompress(self._outer, matched[1], member.name, self._memory_limit)
+            self.compression = NAMES[suffix]
+            source = decompress(self._outer, suffix, member.name, self._memory_limit)
             yield from self._payload(TarStream(source, member.name))
             if (member := self._outer.next()) is not None:
                 raise self._unexpected(member, "the end")
@@ -204,14 +203,14 @@ class Reader:
 
     def _read_header(self, member: Member | None, signed: bool) -> Header:
         member = self._expected(member, "header.tar")
-        matched = _HEADER.fullmatch(member.name)
-        if not matched:
+        suffix = _suffix(member.name, _HEADER)
+        if suffix is None:
             raise self._unexpected(member, "header.tar (with .gz, .xz, .zst or without)")
         packed = self._outer.read_whole(member, MAX_HEADER_BYTES)
         digest = hashlib.sha256(packed).hexdigest()
         if digest != self._header_digest:
             raise _wrong_checksum(member.name, self._header_digest, digest)
-        source = decompress(_Bytes(packed), matched[1], member.name, self._memory_limit)
+        source = decompress(_Bytes(packed), suffix, member.name, self._memory_limit)
         return read_header(TarStream(source, member.name), signed=signed)
 
     def _member(self, name: str, member: Member | None) -> Member:
@@ -233,7 +232,7 @@ class Reader:
                 f"the artifact is augmented ({name}), which is not supported",
                 hint="write it without --augment-… options",
             )
-        if re.fullmatch(r"data/[0-9]{4}\.tar.*", name) and expected == "the end":
+        if name.startswith("data/") and name[9:13] == ".tar" and expected == "the end":
             return ArtifactError(f"the artifact has a second payload {name}; one is supported")
         return ArtifactError(f"the artifact has {name!r} where {expected} belongs")
 
@@ -249,6 +248,12 @@ class _Bytes:
         view[:got] = self._data[:got]
         self._data = self._data[got:]
         return got
+
+
+def _suffix(name: str, base: str) -> str | None:
+    """What follows the base in a member's name, if it is a compression we know."""
+    suffix = name.removeprefix(base)
+    return suffix if name.startswith(base) and suffix in NAMES else None
 
 
 def _check_version(data: bytes) -> None:
@@ -278,16 +283,21 @@ def _parse_manifest(data: bytes, version: bytes) -> tuple[str, dict[str, str]]:
         raise ArtifactError(f"the artifact's manifest is not UTF-8 at byte {error.start}") from None
     files: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        matched = _LINE.fullmatch(line)
-        if not matched:
+        digest, name = line[:64], line[66:]
+        if not (
+            len(digest) == 64
+            and _HEX.issuperset(digest)
+            and line[64:66] == "  "
+            and 0 < len(name) <= 100
+            and _BLANKS.isdisjoint(name)
+        ):
             raise ArtifactError(
                 f"line {number} of the artifact's manifest is not '<sha256>  <name>': {line[:200]!r}"
             )
-        digest, name = matched[1], matched[2]
         if name in digests:
             raise ArtifactError(f"the artifact's manifest lists {name} twice")
         digests[name] = digest
-        if _HEADER.fullmatch(name):
+        if _suffix(name, _HEADER) is not None:
             if header:
                 raise ArtifactError("the artifact's manifest lists two headers")
             header = digest
@@ -307,7 +317,7 @@ def _parse_manifest(data: bytes, version: bytes) -> tuple[str, dict[str, str]]:
 
 def check_file_name(name: str) -> str:
     """The name of a payload file, if it may have it; ArtifactError otherwise."""
-    if not _FILE_NAME.fullmatch(name) or name in (".", ".."):
+    if not name or not _IN_FILE_NAMES.issuperset(name) or name in (".", ".."):
         raise ArtifactError(
             f"the artifact has a payload file named {name!r}",
             hint="letters, digits, and _ - . , are accepted in names",

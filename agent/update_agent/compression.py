@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
-INPUT_BYTES = 256 << 10  # pulled from the stream at once
+INPUT_BYTES = 128 << 10  # pulled from the stream at once
 DEFAULT_MEMORY_LIMIT_BYTES = 96 << 20  # mender-artifact's lzma needs 65 MiB, xz -6 9 MiB, zstd -19 8 MiB
 MAX_PIECES = 10_000  # concatenated gzip members, xz streams, zstd frames
 NAMES = {"": "none", ".gz": "gzip", ".xz": "xz", ".zst": "zstd"}

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import json
-import re
-
 from update_agent import states
 from update_agent.errors import ArtifactError
+from update_agent.lean import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,13 +17,7 @@ MAX_JSON_BYTES = 1 << 20  # each of header-info, type-info, meta-data
 MAX_UNPACKED_BYTES = 32 << 20  # all members together
 MAX_SCRIPTS = 1000
 
-_SCRIPT = re.compile(
-    r"(?:{})_(?:{})_[0-9][0-9](?:_\S+)?".format(
-        "|".join(state.name for state in states.STATES if state.scripts == states.ARTIFACT),
-        "|".join(states.ACTIONS),
-    ),
-    re.ASCII,
-)
+_SCRIPT_STATES = {state.name for state in states.STATES if state.scripts == states.ARTIFACT}
 _TYPE_INFO, _META_DATA = "headers/0000/type-info", "headers/0000/meta-data"
 
 
@@ -104,7 +96,7 @@ def read_header(tar: TarStream, *, signed: bool) -> Header:
     scripts: dict[str, bytes] = {}
     while (member := tar.next()) is not None and member.name.startswith("scripts/"):
         name = member.name.removeprefix("scripts/")
-        if not _SCRIPT.fullmatch(name) or "/" in name:
+        if not _is_script(name):
             raise ArtifactError(
                 f"the artifact has a state script named {member.name!r}",
                 hint="names are like ArtifactInstall_Enter_10_what-it-does; Download, Idle and Sync "
@@ -180,6 +172,21 @@ def parse(
         meta_data=meta_data,
         scripts=scripts,
         signed=signed,
+    )
+
+
+def _is_script(name: str) -> bool:
+    """Whether it is a state script's name: State_Action_NN, perhaps with _what-it-does."""
+    parts = name.split("_", 3)
+    return (
+        len(parts) >= 3
+        and parts[0] in _SCRIPT_STATES
+        and parts[1] in states.ACTIONS
+        and len(parts[2]) == 2
+        and parts[2].isascii()
+        and parts[2].isdigit()
+        and parts[-1] != ""
+        and set("/ \t\n\r\f\v").isdisjoint(name)
     )
 
 

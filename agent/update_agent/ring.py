@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import _thread
 import mmap
-import signal
 
 from update_agent.errors import UpdateError
+from update_agent.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

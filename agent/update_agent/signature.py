@@ -8,7 +8,6 @@ Nothing touches the disk: key, signature and digest reach openssl through memory
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import os
@@ -49,7 +48,7 @@ def check(manifest: bytes, signature: bytes, key_paths: Sequence[str]) -> str:
     """
     text = b"".join(signature.split())
     try:
-        raw = base64.b64decode(text, validate=True)
+        raw = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
         raise ArtifactError(f"manifest.sig is not base64: {error}") from error
     if not raw:
@@ -85,7 +84,7 @@ def load(path: str) -> Key:
             hint="it begins with BEGIN PUBLIC KEY; make it with openssl pkey -in private.key -pubout",
         )
     try:
-        kind = _kind(base64.b64decode(b"".join(pem[start + len(begin) : stop].split()), validate=True))
+        kind = _kind(binascii.a2b_base64(b"".join(pem[start + len(begin) : stop].split()), strict_mode=True))
     except (ValueError, IndexError) as error:
         raise ArtifactError(f"verification key {path} is damaged: {error}") from error
     if not kind.isalnum():
