@@ -15,7 +15,7 @@ from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
 from update_agent.states import DAEMON_STEPS, MAX_SAVES, SAVED_AFTER_SUCCESS, Step, resume_after, state_of
 from update_agent.store import BusyError
-from update_agent.timers import PollTimer
+from update_agent.timers import ClockWatch, PollTimer
 from update_agent.update import Update, commit, from_text, installed
 
 TYPE_CHECKING = False
@@ -49,6 +49,7 @@ class Daemon(Machine):
         self.poll_timer = PollTimer(config.update_poll_interval_s, config, now)
         self.inventory_timer = PollTimer(config.inventory_poll_interval_s, config, now)
         self._inventory_ever_sent = False
+        self._clock = ClockWatch()
         self._resumed_at = ""  # the pause at which this process took the update over
         # What status and D-Bus tell; `watchers` are called when any of it may have changed.
         self.step = self.flow["idle"]
@@ -174,13 +175,17 @@ class Daemon(Machine):
             now = time.monotonic()
             # The interval runs from here: a script that stops a poll must not bring it back at once.
             if self.signals.take(signal.SIGUSR2) or now >= self.inventory_timer.due:
+            if self._clock.was_set(now, time.time()):
+                self.log.info("The clock was set, trying again")
+                self.poll_timer.due = self.inventory_timer.due = now
                 self.inventory_timer.started(now)
                 return "inventory"
             if self.signals.take(signal.SIGUSR1) or now >= self.poll_timer.due:
                 self.poll_timer.started(now)
                 return "deployment"
             self.remote.rest()
-            self.context.loop.wait_for_change(min(self.poll_timer.due, self.inventory_timer.due))
+            due = min(self.poll_timer.due, self.inventory_timer.due, self._clock.next_look(now))
+            self.context.loop.wait_for_change(due)
 
     def on_request(self, step: Step) -> str:
         """Submit the inventory, or ask for a deployment."""
@@ -193,6 +198,7 @@ class Daemon(Machine):
         reply = self.remote.inventory(provides)
         if reply.kind == "ok":
             self.inventory_timer.succeeded()
+        self._clock.suspect(reply.is_clock, time.monotonic(), time.time())
             self._inventory_ever_sent = True
             return "ok"
         self.log.error(f"Inventory was not submitted: {reply.reason}")
@@ -207,6 +213,7 @@ class Daemon(Machine):
         reply = self._next_deployment()
         if reply.kind not in {"ok", "nothing"}:
             self.log.error(f"No answer to the deployment poll: {reply.reason}")
+        self._clock.suspect(reply.is_clock, time.monotonic(), time.time())
             self.poll_timer.failed(time.monotonic(), reply.retry_after_s)
             return "fail"
         self.poll_timer.succeeded()
@@ -293,7 +300,7 @@ class Daemon(Machine):
                 self.log.warning(f"No fresh link to the artifact, going on with the old one: {reply.reason}")
                 return "ok"
             self.log.warning(f"No fresh link to the artifact, again in {delay_s:.0f} s: {reply.reason}")
-            self.context.loop.wait((), time.monotonic() + delay_s)
+            self._wait_for_retry(delay_s, is_clock=reply.is_clock)
 
     def on_reboot(self, step: Step) -> str:
         """As `Machine`, with no child left that would have to be ended."""
@@ -335,7 +342,16 @@ class Daemon(Machine):
                 self.failed(f"status {status} could not be delivered: {reply.reason}")
                 return "fail"
             self.log.warning(f"Status {status} was not delivered, again in {delay_s:.0f} s: {reply.reason}")
-            self.context.loop.wait((), time.monotonic() + delay_s)
+            self._wait_for_retry(delay_s, is_clock=reply.is_clock)
+
+    def _wait_for_retry(self, delay_s: float, *, is_clock: bool) -> None:
+        """Wait so long; less if the clock may be why a request failed, and is set meanwhile."""
+        now = time.monotonic()
+        until = now + delay_s
+        self._clock.suspect(is_clock, now, time.time())
+        while now < until and not self._clock.was_set(now, time.time()):
+            self.context.loop.wait((), min(until, self._clock.next_look(now)))
+            now = time.monotonic()
 
     def unhurried(self, cap_s: int) -> Iterator[int]:
         """Waits of a report or refresh: no cap hurries them beyond the first wait (device-api.md)."""

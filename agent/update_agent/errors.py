@@ -56,6 +56,10 @@ class ServerError(UpdateError):
     """The server refused, or answered nonsense."""
 
 
+class ClockError(ServerError):
+    """The server's certificate is refused for the time: this device's clock may be wrong."""
+
+
 class TransferError(UpdateError):
     """A download or a child process that carries one broke."""
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from update_agent.artifact import Header
     from update_agent.bootloader import Bootloader
     from update_agent.config import Config
-    from update_agent.connection import Connector
     from update_agent.log import Log
     from update_agent.loop import Wait
     from update_agent.payload import Payload
@@ -43,18 +42,12 @@ def describe(header: Header) -> dict[str, object]:
     }
 
 
-def open_source(
-    source: str,
-    config: Config,
-    log: Log,
-    progress: Progress | None = None,
-    connector: Connector | None = None,
-) -> Stream:
+def open_source(source: str, config: Config, log: Log, progress: Progress | None = None) -> Stream:
     """A stream over a URL or a local file. Raises TransferError."""
     if source.startswith(("http://", "https://")):
         from update_agent.transfer import Download
 
-        return Download(config, log, progress=progress, connector=connector).open(source)
+        return Download(config, log, progress=progress).open(source)
     try:
         file = open(source, "rb", buffering=0)  # noqa: SIM115 - the stream outlives this function
         return _File(file, source, os.fstat(file.fileno()).st_size, progress)

@@ -38,15 +38,22 @@ _REST_S = 10.0  # without a request; starting a child anew costs 40 ms, keeping 
 class Reply:
     """What came of a request. Conditions of the network are replies, never exceptions."""
 
-    __slots__ = ("kind", "reason", "retry_after_s", "value")
+    __slots__ = ("is_clock", "kind", "reason", "retry_after_s", "value")
 
     def __init__(
-        self, kind: str, value: object = None, *, retry_after_s: float | None = None, reason: str = ""
+        self,
+        kind: str,
+        value: object = None,
+        *,
+        retry_after_s: float | None = None,
+        reason: str = "",
+        is_clock: bool = False,
     ) -> None:
         self.kind = kind
         self.value = value
         self.retry_after_s = retry_after_s  # 429 with a readable Retry-After: wait exactly that
         self.reason = reason  # why not, in words, with the server's own; for the log
+        self.is_clock = is_clock  # the device's clock may be why: try again when it has been set
 
     def __repr__(self) -> str:
         return f"Reply({self.kind!r}, {self.value!r}, reason={self.reason!r})"
@@ -64,6 +71,7 @@ class Reply:
             document["value"],
             retry_after_s=float(retry_after) if isinstance(retry_after, (int, float)) else None,
             reason=str(document["reason"]),
+            is_clock=document["is_clock"] is True,
         )
 
 

@@ -12,7 +12,7 @@ import urllib.parse
 
 from update_agent import connection, identity, inventory, logupload
 from update_agent.connection import Connector, Url
-from update_agent.errors import ServerError
+from update_agent.errors import ClockError, ServerError
 from update_agent.keys import DeviceKey
 from update_agent.remote import ABORTED, FAILED, GONE, NOTHING, OK, Reply
 
@@ -165,6 +165,7 @@ class Api:
             "Authorization": "API_KEY",  # servers ignore it, but it must not be empty
         }
         reasons = []
+        kind = ServerError
         for server in servers:
             try:
                 answer = self._send(server, "POST", "/v1/authentication/auth_requests", body, headers)
@@ -177,12 +178,11 @@ class Api:
                     hint = "has the device been accepted on the server?"
             except ServerError as error:
                 reason, hint = error.message, error.hint
+                kind = ClockError if isinstance(error, ClockError) else kind
             shown = f"{connection.without_query(server)}: {reason}"
             self._log.error(f"Authorization failed at {shown}" + (f" ({hint})" if hint else ""))
             reasons.append((shown, hint))
-        raise ServerError(
-            "authorization failed at " + "; ".join(shown for shown, _ in reasons), hint=reasons[-1][1]
-        )
+        raise kind("authorization failed at " + "; ".join(shown for shown, _ in reasons), hint=reasons[-1][1])
 
     def authorized(self) -> Reply:
         """`authorize`, as a reply."""
@@ -264,13 +264,23 @@ class Api:
     # Common rules
 
     def _request(self, method: str, path: str, body: object = None) -> Answer:
-        """One request with the token; after a 401 once more with a fresh one."""
+        """One request with the token; after a 401 once more with a fresh one.
+
+        Also once more at another server when there are several and this one cannot be reached any more.
+        """
         if not self.session.token:
             self.authorize()
         data = body
         if body is not None and not isinstance(body, bytes):
             data = json.dumps(body, separators=(",", ":")).encode()
-        answer = self._send_authorized(method, path, data)
+        try:
+            answer = self._send_authorized(method, path, data)
+        except ServerError as error:
+            if len(self._config.servers) < 2:
+                raise
+            self._log.warning(f"Looking for another server: {error}")
+            self.authorize()
+            answer = self._send_authorized(method, path, data)
         if answer.status == 401:
             self._log.info("The server no longer accepts the token, authorizing again")
             self.authorize()
@@ -303,7 +313,8 @@ class Api:
             self._connector.keep(url, http, response)
         except connection.ERRORS as error:
             reason, hint = connection.explain(error)
-            raise ServerError(f"{shown}: {reason}", hint=hint) from error
+            kind = ClockError if connection.is_about_time(error) else ServerError
+            raise kind(f"{shown}: {reason}", hint=hint) from error
         if len(data) > _MAX_ANSWER_BYTES:
             raise ServerError(f"{shown}: the answer is larger than {_MAX_ANSWER_BYTES} bytes")
         answer = Answer(

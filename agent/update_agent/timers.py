@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to poll next: a regular interval, replaced by backoff after failures (device-api.md section 8)."""
+"""When to poll next: a regular interval, replaced by backoff after failures (device-api.md section 8).
+
+And at once when the clock was set, if that was why.
+"""
 
 from __future__ import annotations
 
@@ -50,3 +53,34 @@ class PollTimer:
             self._gave_up = True
         else:
             self.due = now + delay_s
+
+
+class ClockWatch:
+    """Tells that the wall clock was set, while a wrong one is thought to be why requests fail.
+
+    A board without a battery begins in 1970 or with its image's date, and TLS finds certificates not valid
+    yet. It looks every few seconds, and only then: the kernel's word for it (timerfd) needs ctypes.
+    """
+
+    __slots__ = ("_offset_s",)
+
+    LOOK_S = 5.0
+    _STEP_S = 1.0  # less is the clock being steered, not set
+
+    def __init__(self) -> None:
+        self._offset_s: float | None = None
+
+    def suspect(self, is_clock: bool, now: float, wall: float) -> None:
+        """A request ended: watch from here on if the clock may be why it failed, else no more."""
+        self._offset_s = wall - now if is_clock else None
+
+    def was_set(self, now: float, wall: float) -> bool:
+        """Whether it was set since; true once."""
+        if self._offset_s is None or abs(wall - now - self._offset_s) < self._STEP_S:
+            return False
+        self._offset_s = None
+        return True
+
+    def next_look(self, now: float) -> float:
+        """When to ask again; never, if there is nothing to watch."""
+        return float("inf") if self._offset_s is None else now + self.LOOK_S

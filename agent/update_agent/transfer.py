@@ -13,11 +13,11 @@ from update_agent.errors import ServerError, TransferError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import http.client
     from collections.abc import Callable
     from typing import Protocol
 
     from update_agent.config import Config
+    from update_agent.http1 import Connection, Response
 
     class Stream(Protocol):
         """Bytes in order, from a download or a file."""
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RETRY_WAIT_S = 60.0
 _MAX_REDIRECTS = 10
+_EXPIRED = {400, 401, 403, 404, 410}  # what storage services answer to signed links of yesterday
 _REDIRECTS = {301, 302, 303, 307, 308}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -63,7 +64,9 @@ class Download:
     """A stream of the bytes behind a URL that survives broken connections.
 
     `length` is the size the server announced, None if it did not; then a break is final. All the waits for
-    `retry_count` resumes go through `sleep`. `progress` gets (received, length) after each piece.
+    `retry_count` resumes go through `sleep`. `progress` gets (received, length) after each piece. `renew`
+    gives a fresh link to the same file (empty: there is none) when the server refuses to resume from the old
+    one: signed links expire. That is ours; the reference fails then.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Download:
         progress: Callable[[int, int | None], None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
         connector: Connector | None = None,
+        renew: Callable[[], str] | None = None,
         timeout_s: float = connection.STALL_TIMEOUT_S,
     ) -> None:
         self._log = log
@@ -81,10 +85,12 @@ class Download:
         self._sleep = sleep
         self._timeout_s = timeout_s
         self._connector = connector or Connector(config)
+        self._renew = renew
+        self._etag = ""
         self._retry_count = config.retry_download_count
         self._url = ""
-        self._connection: http.client.HTTPConnection | None = None
-        self._response: http.client.HTTPResponse | None = None
+        self._connection: Connection | None = None
+        self._response: Response | None = None
         self._started = False
         self._retries = 0
         self.received = 0
@@ -179,6 +185,10 @@ class Download:
             assert self.length is not None
             headers["Range"] = f"bytes={self.received}-{self.length - 1}"
         response = self._follow(headers)
+        if self._started and self._renew is not None and response.status in _EXPIRED:
+            self.close()
+            self._renew_link(response.status)
+            response = self._follow(headers)
         if self._started:
             self._check_resumed(response)
             self._log.info(f"The download goes on at byte {self.received}")
@@ -186,14 +196,18 @@ class Download:
             if response.status != 200:
                 raise self._refused(response.status)
             self.length = response.length  # None for a chunked body
+            self._etag = response.getheader("ETag", "")
             self._started = True
         self._response = response
 
-    def _check_resumed(self, response: http.client.HTTPResponse) -> None:
+    def _check_resumed(self, response: Response) -> None:
         if response.status != 206:
             raise self._refused(response.status)
         assert self.length is not None
         reason = range_error(response.getheader("Content-Range", ""), self.received, self.length)
+        etag = response.getheader("ETag", "")
+        if not reason and etag != self._etag and '"' == etag[:1] == self._etag[:1]:  # W/"…" may differ
+            reason = "it has another ETag"
         if not reason and response.length not in {None, self.length - self.received}:
             reason = f"it has {response.length} bytes instead of {self.length - self.received}"
         if reason:
@@ -203,7 +217,19 @@ class Download:
                 hint="has the file changed on the server?",
             )
 
-    def _follow(self, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _renew_link(self, status: int) -> None:
+        """Have a fresh link in place of one that was answered so. Raises _Broken, TransferError."""
+        assert self._renew is not None
+        try:
+            link = self._renew()
+        except ServerError as error:
+            raise _Broken(f"the link was answered with {status}, and {error.message}", error.hint) from error
+        if not link:
+            raise self._refused(status)
+        self._log.info(f"The link was answered with {status}, going on with a fresh one")
+        self._url = link
+
+    def _follow(self, headers: dict[str, str]) -> Response:
         """The answer after redirects. Always from the given URL on: redirect targets may expire."""
         url = self._parse(self._url)
         for _ in range(_MAX_REDIRECTS + 1):

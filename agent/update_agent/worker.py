@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from update_agent import bootloader
 from update_agent.connection import Connector
-from update_agent.errors import UpdateError
+from update_agent.errors import ClockError, UpdateError
 from update_agent.loop import plain_wait
 from update_agent.remote import FAILED, OK, Reply
 from update_agent.server import Api, Session
@@ -40,14 +40,24 @@ class Worker:
             try:
                 reply = getattr(self._api, task["do"])(*task["with"])
             except UpdateError as error:
-                reply = Reply(FAILED, reason=str(error))
+                reply = Reply(FAILED, reason=str(error), is_clock=isinstance(error, ClockError))
         return {"reply": reply.to_json(), "token": self._api.session.token, "url": self._api.session.url}
 
     def _download(self, channel: Channel, deployment_id: str, uri: str, installed: dict[str, str]) -> None:
         """Take an artifact in: show its headers to the parent, then stream the payload to its module."""
-        from update_agent.intake import Intake, describe, open_source  # most polls find nothing to download
+        # Most polls find nothing to download.
+        from update_agent.intake import Intake, describe
+        from update_agent.transfer import Download
 
-        source = open_source(uri, self._config, self._log, _progress(channel), self._connector)
+        def renew() -> str:
+            """The server hands the same deployment out, with a fresh link, until it knows the outcome."""
+            reply = self._api.next_deployment(installed, self._config.device_type())
+            deployment: Any = reply.value if reply.kind == OK else {"id": ""}
+            return str(deployment["artifact"]["source"]["uri"]) if deployment["id"] == deployment_id else ""
+
+        source = Download(
+            self._config, self._log, progress=_progress(channel), connector=self._connector, renew=renew
+        ).open(uri)
         # Not the loop's wait: signals, D-Bus and the control socket are the parent's to serve.
         intake = Intake(source, self._config, self._log, bootloader.find(plain_wait), plain_wait)
         intake.accept(installed)

@@ -15,10 +15,14 @@ from tests.unit.peer import Answer, Peer, Request
 from tests.unit.test_server import DEPLOYMENT, answer, make_config
 
 from update_agent import remote as remotes
+from update_agent import transfer
 from update_agent.config import Config
+from update_agent.errors import TransferError
 from update_agent.log import Log
 from update_agent.loop import Loop
 from update_agent.remote import Remote
+from update_agent.update import Update
+from update_tools.conform import artifact as artifacts
 
 
 @pytest.fixture
@@ -270,3 +274,62 @@ def test_the_child_writes_to_the_deployment_log_of_now(
     assert [text.count("authorizing again") for text in logs] == [1, 1]
     assert "d-3" not in "".join(logs)
     remote.rest()
+
+
+def test_a_refused_certificate_that_may_be_the_clocks_fault_is_told(tmp_path: Path) -> None:
+    cert, key = peers.future_certificate(tmp_path)
+    with peers.serving(peers.server_context(cert, key)) as peer:
+        config = make_config(tmp_path, peer.url)
+        config.server_certificate = str(cert)
+        remote = Remote(config, Log(stream=io.StringIO()))
+        reply = remote.poll({"artifact_name": "r1"})
+        assert (reply.kind, reply.is_clock) == ("failed", True)
+        assert "this device's clock says" in reply.reason
+        config.skip_verify = True
+        remote.rest()
+        assert not remote.poll({"artifact_name": "r1"}).is_clock
+        remote.rest()
+
+
+def test_a_download_goes_on_with_a_fresh_link_from_the_server(
+    peer: Peer,
+    server: Server,
+    remote: Remote,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The whole way: a link breaks, has expired when it is resumed, and the deployment is asked for again."""
+    monkeypatch.setattr(transfer, "RETRY_WAIT_S", 0.0)
+    module = Path(config.modules_dir()) / "single"
+    module.parent.mkdir(parents=True)
+    read = f"while read -r stream <stream-next; do cat $stream >{tmp_path}/got; done"
+    module.write_text(f"#!/bin/sh\nif [ $1 = Download ]; then {read}; fi\n")
+    module.chmod(0o755)
+    data = artifacts.build("r2", device_type="virt64", payload_type="single", scripts={}, is_broken=False)
+    source = {"uri": f"{peer.url}/fresh"}
+    link: dict[str, object] = {"id": "d-1", "artifact": {"source": source, "artifact_name": "r2"}}
+
+    def respond(request: Request) -> Answer:
+        if request.path == "/old":
+            return Answer(403) if "range" in request.headers else Answer(200, data, send_bytes=1000)
+        if request.path == "/fresh":
+            start = int(request.headers["range"].removeprefix("bytes=").partition("-")[0])
+            return Answer(206, data[start:], {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"})
+        return answer(200, link) if request.path.endswith("/next") else server.respond(request)
+
+    peer.respond = respond
+    heard: list[dict[str, object]] = []
+
+    def hear(message: dict[str, object]) -> dict[str, object]:
+        heard.append(message)
+        return {}
+
+    remote.download(Update("d-1", f"{peer.url}/old"), {"artifact_name": "r1"}, hear)
+    assert (tmp_path / "got").read_bytes() == artifacts.PAYLOAD
+    assert [message["name"] for message in heard if "name" in message] == ["r2"]
+    assert paths(peer) == ["old", "old", "auth_requests", "next", "fresh"]
+    assert remote.token == "token-1"
+    link["id"] = "d-2"  # the server has moved on
+    with pytest.raises(TransferError, match="answered 403"):
+        remote.download(Update("d-1", f"{peer.url}/old"), {"artifact_name": "r1"}, hear)

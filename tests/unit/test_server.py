@@ -13,7 +13,7 @@ from tests.unit.peer import Answer, Peer, Request, openssl
 
 from update_agent.config import Config
 from update_agent.connection import USER_AGENT, Connector
-from update_agent.errors import ServerError
+from update_agent.errors import ClockError, ServerError
 from update_agent.log import Log
 from update_agent.remote import Reply
 from update_agent.server import Api, Session, check_deployment, retry_after_s
@@ -156,6 +156,34 @@ def test_a_401_is_answered_by_one_fresh_token(rig: Rig) -> None:
     assert (tokens[0], tokens[2]) == ("Bearer old-token", "Bearer fresh")
     assert api.session.token == "fresh"
     assert "fresh" not in rig.log.getvalue()
+
+
+def test_a_server_that_went_away_is_replaced_by_the_next_of_the_list(rig: Rig) -> None:
+    with peers.serving() as gone:
+        pass
+    rig.config.server_list = [gone.url, rig.peer.url]
+    rig.peer.answers = [Answer(200, b"other-token"), Answer(204)]
+    api = rig.api()
+    api.session = Session("old-token", gone.url)
+    assert api.report("d-1", "installing").kind == "ok"
+    assert (api.session.url, api.session.token) == (rig.peer.url, "other-token")
+    assert [request.headers["authorization"] for request in rig.peer.requests] == [
+        "API_KEY",
+        "Bearer other-token",
+    ]
+    assert "Looking for another server" in rig.log.getvalue()
+
+
+def test_without_others_a_server_that_went_away_is_the_result(rig: Rig) -> None:
+    with peers.serving() as gone:
+        pass
+    rig.config.server_list = [gone.url]
+    api = rig.api()
+    api.session = Session("old-token", gone.url)
+    with pytest.raises(ServerError, match="refused"):
+        api.report("d-1", "installing")
+    assert api.session.token == "old-token"
+    assert rig.peer.requests == []
 
 
 def test_a_second_401_is_the_result(rig: Rig) -> None:
@@ -352,14 +380,17 @@ def test_tls_trust_and_its_explanations(tmp_path: Path) -> None:
         try:
             return api.report("d", "installing").kind
         except ServerError as error:
+            kinds.append(type(error))
             return str(error)
 
+    kinds: list[type[ServerError]] = []
     ok = lambda _: Answer(204)  # noqa: E731
     with peers.serving(peers.server_context(cert, key)) as peer:
         peer.respond = ok
         assert report(peer, cert) == "ok"
         assert report(peer, None, skip=True) == "ok"
         assert "ServerCertificate" in report(peer, None)
+        assert kinds == [ServerError]
         assert "cannot use ServerCertificate" in report(peer, tmp_path / "missing")
     with peers.serving(peers.server_context(other, other_key)) as peer:
         peer.respond = ok
@@ -367,7 +398,18 @@ def test_tls_trust_and_its_explanations(tmp_path: Path) -> None:
     with peers.serving(peers.server_context(future, future_key)) as peer:
         peer.respond = ok
         assert "clock says" in report(peer, future)
+        assert kinds[-1] is ClockError
         assert report(peer, future, skip=True) == "ok"
+
+
+def test_authorization_names_the_clock_too(tmp_path: Path) -> None:
+    """Also when another server of the list failed for another reason after it."""
+    future, future_key = peers.future_certificate(tmp_path)
+    with peers.serving(peers.server_context(future, future_key)) as peer:
+        config = make_config(tmp_path, peer.url, "http://127.0.0.1:9")
+        config.server_certificate = str(future)
+        with pytest.raises(ClockError, match=r"not yet valid.*refused"):
+            Api(config, Log(stream=io.StringIO()), connector=Connector(config, {})).authorize()
 
 
 def test_tls_client_certificate(tmp_path: Path) -> None:

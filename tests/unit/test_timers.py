@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from update_agent.config import Config
-from update_agent.timers import PollTimer
+from update_agent.timers import ClockWatch, PollTimer
 
 
 def timer(**settings: int) -> PollTimer:
@@ -62,3 +62,32 @@ def test_retry_after_is_kept_exactly_and_uses_up_no_retry() -> None:
 def test_a_small_cap_and_a_small_first_wait() -> None:
     assert failures(timer(retry_poll_interval_s=5), 4) == [5, 5, 5, 1800]
     assert failures(timer(retry_first_interval_s=1, retry_poll_interval_s=2), 7) == [1, 1, 1, 2, 2, 2, 1800]
+
+
+# The wall clock
+
+
+def test_a_clock_that_is_set_is_noticed_once_and_only_if_it_was_suspected() -> None:
+    watch = ClockWatch()
+    assert not watch.was_set(10.0, 1e9)
+    assert watch.next_look(10.0) == float("inf")
+    watch.suspect(True, 10.0, 100.0)
+    assert watch.next_look(10.0) == 10.0 + ClockWatch.LOOK_S
+    assert not watch.was_set(20.0, 110.0)
+    assert not watch.was_set(20.0, 110.5)  # steered
+    assert watch.was_set(30.0, 1.7e9)
+    assert not watch.was_set(31.0, 1.7e9 + 1)
+    assert watch.next_look(31.0) == float("inf")
+
+
+def test_a_clock_that_was_set_back_is_noticed_as_well() -> None:
+    watch = ClockWatch()
+    watch.suspect(True, 10.0, 1.7e9)
+    assert watch.was_set(11.0, 1.6e9)
+
+
+def test_a_request_that_worked_ends_the_suspicion() -> None:
+    watch = ClockWatch()
+    watch.suspect(True, 10.0, 100.0)
+    watch.suspect(False, 20.0, 110.0)
+    assert not watch.was_set(30.0, 1.7e9)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from tests.unit.peer import Answer, Peer, Request
 
 from update_agent.config import Config
 from update_agent.connection import Connector
-from update_agent.errors import TransferError
+from update_agent.errors import ServerError, TransferError
 from update_agent.log import Log
 from update_agent.transfer import RETRY_WAIT_S, Download, range_error
 
@@ -30,7 +30,11 @@ class Rig:
         self.progress: list[tuple[int, int | None]] = []
 
     def download(
-        self, path: str = "/file?signature=secret", *, environ: dict[str, str] | None = None
+        self,
+        path: str = "/file?signature=secret",
+        *,
+        environ: dict[str, str] | None = None,
+        renew: Callable[[], str] | None = None,
     ) -> Download:
         stream = Download(
             self.config,
@@ -38,6 +42,7 @@ class Rig:
             progress=lambda done, size: self.progress.append((done, size)),
             sleep=self.waits.append,
             connector=Connector(self.config, environ or {}),
+            renew=renew,
             timeout_s=20,
         )
         return stream.open(path if "://" in path else self.peer.url + path)
@@ -166,6 +171,104 @@ def test_a_connection_that_cannot_be_made_is_retried(rig: Rig) -> None:
         with pytest.raises(TransferError, match="could not be started: Connection refused; gave up after 2"):
             rig.download(url)
     assert rig.waits == [RETRY_WAIT_S] * 2
+
+
+def etag(answer: Answer, value: str) -> Answer:
+    answer.headers["ETag"] = value
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "goes_on"),
+    [
+        ('"a"', '"a"', True),
+        ('"a"', '"b"', False),
+        ('W/"a"', 'W/"b"', True),  # weak ones may differ between servers that have the same bytes
+        ('"a"', 'W/"b"', True),
+        ("", '"b"', True),
+        ('"a"', "", True),
+    ],
+)
+def test_a_file_with_another_etag_is_another_file(rig: Rig, first: str, second: str, goes_on: bool) -> None:
+    rig.peer.answers = [etag(Answer(200, DATA, send_bytes=30_000), first), etag(part(30_000), second)]
+    if goes_on:
+        assert rig.fetch() == DATA
+        return
+    with pytest.raises(TransferError, match=r"another ETag.*changed on the server"):
+        rig.fetch()
+
+
+# Links that expire between two connections
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_an_expired_link_is_replaced_by_a_fresh_one(rig: Rig, status: int) -> None:
+    rig.peer.answers = [
+        Answer(200, DATA, send_bytes=30_000),
+        Answer(status),
+        part(30_000, send_bytes=10_000),
+        part(40_000),
+    ]
+    links = [f"{rig.peer.url}/file?signature=fresh"]
+    with rig.download(renew=links.pop) as stream:
+        assert read_all(stream) == DATA
+    paths = [request.path for request in rig.peer.requests]
+    assert paths == ["/file?signature=secret"] * 2 + ["/file?signature=fresh"] * 2
+    assert rig.peer.requests[2].headers["range"] == f"bytes=30000-{len(DATA) - 1}"
+    assert rig.waits == [RETRY_WAIT_S] * 2
+    assert "signature" not in rig.log.getvalue()
+
+
+@pytest.mark.parametrize("status", [200, 416, 500])
+def test_other_refusals_do_not_ask_for_a_link(rig: Rig, status: int) -> None:
+    rig.peer.answers = [Answer(200, DATA, send_bytes=30_000), Answer(status)]
+    with pytest.raises(TransferError, match=f"answered {status}"), rig.download(renew=lambda: "x") as stream:
+        read_all(stream)
+    assert len(rig.peer.requests) == 2
+
+
+def test_a_link_that_is_refused_from_the_start_is_not_replaced(rig: Rig) -> None:
+    rig.peer.answers = [Answer(403)]
+    with pytest.raises(TransferError, match="answered 403"):
+        rig.download(renew=lambda: "x")
+
+
+def test_without_a_fresh_link_the_download_fails(rig: Rig) -> None:
+    rig.peer.answers = [Answer(200, DATA, send_bytes=30_000), Answer(403)]
+    with pytest.raises(TransferError, match=r"answered 403.*expired"), rig.download(renew=str) as stream:
+        read_all(stream)
+
+
+def test_a_fresh_link_that_is_refused_as_well_is_final(rig: Rig) -> None:
+    rig.peer.answers = [Answer(200, DATA, send_bytes=30_000), Answer(403), Answer(403)]
+    link = f"{rig.peer.url}/fresh"
+    with pytest.raises(TransferError, match="answered 403"), rig.download(renew=lambda: link) as stream:
+        read_all(stream)
+    assert len(rig.peer.requests) == 3
+
+
+def test_a_fresh_link_that_cannot_be_asked_for_is_asked_for_again(rig: Rig) -> None:
+    rig.peer.answers = [Answer(200, DATA, send_bytes=30_000), Answer(403), Answer(403), part(30_000)]
+    tries = [f"{rig.peer.url}/fresh", ""]
+
+    def renew() -> str:
+        link = tries.pop()
+        if not link:
+            raise ServerError("no route to the server", hint="a cable?")
+        return link
+
+    with rig.download(renew=renew) as stream:
+        assert read_all(stream) == DATA
+    assert rig.waits == [RETRY_WAIT_S] * 2
+    assert "no route to the server (a cable?)" in rig.log.getvalue()
+
+
+def test_a_fresh_link_to_another_file_is_refused(rig: Rig) -> None:
+    other = Answer(206, DATA[:100], {"Content-Range": "bytes 30000-30099/30100"})
+    rig.peer.answers = [Answer(200, DATA, send_bytes=30_000), Answer(403), other]
+    link = f"{rig.peer.url}/fresh"
+    with pytest.raises(TransferError, match="instead of"), rig.download(renew=lambda: link) as stream:
+        read_all(stream)
 
 
 def test_redirects_are_followed_again_from_the_start_after_a_break(rig: Rig) -> None:
