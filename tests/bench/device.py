@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ACTIVE, INACTIVE = "/dev/slot2", "/dev/slot3"
 SERVER_CERTIFICATE = "/etc/mender/server.crt"
+_PACKAGES = "/usr/local/lib/update-agent"
 ENV_BYTES = 16 << 10
 ENVIRONMENT = {
     "mender_boot_part": "2",
@@ -243,21 +244,23 @@ def environment_block(values: Mapping[str, str]) -> bytes:
 
 
 def installed_agent(folder: Path) -> Path:
-    """The tree that the layer's recipe installs: its own do_install, run by the real BitBake."""
-    tree = Path(Build(folder / "build").run("update-agent")["D"])
+    """The tree that the layer's recipe installs: its own do_install, run by the real BitBake.
+
+    Only its place differs: /usr/local, which on this machine may be covered by another directory.
+    """
+    conf = f'INHERIT += "update"\nPYTHON_SITEPACKAGES_DIR:pn-update-agent = "{_PACKAGES}"\n'
+    tree = Path(Build(folder / "build", conf=conf).run("update-agent")["D"])
     if not (tree / "usr/bin/update-agent").exists():
         raise BenchError(f"the recipe update-agent installed no /usr/bin/update-agent into {tree}")
     return tree
 
 
 def as_local(tree: Path, target: Path) -> Path:
-    """The recipe's tree in the places where this Debian looks for what is not its own: /usr/local."""
-    (packages,) = tree.glob("usr/lib/python*/site-packages")
-    version = run(["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
+    """What a device gets of the recipe's tree, for /usr/local."""
+    packages = _PACKAGES.removeprefix("/")
+    without_source = shutil.ignore_patterns("*.py")  # package update-agent-source
     shutil.copytree(
-        packages,
-        target / f"lib/python{version}/dist-packages",
-        ignore=shutil.ignore_patterns("*.py"),  # package update-agent-source
+        tree / packages, target / Path(_PACKAGES).relative_to("/usr/local"), ignore=without_source
     )
     shutil.copytree(tree / "usr/bin", target / "bin", symlinks=True)
     shutil.copytree(tree / "usr/share/mender", target / "share/mender")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 VERSION = "3"
 SOURCE = Path("/usr")
+SMALL_SOURCE = Path("/usr/bin")  # for a small image, without looking through everything
 FILL = 0.87  # of what the journal leaves; the rest is inodes, directories and room
 CHANGED = 0.03
 SUFFIX = {"none": "", "gzip": ".gz", "zstd": ".zst", "xz": ".xz"}
@@ -73,7 +74,8 @@ def material(size_mib: int, *, quick: bool = False) -> Material:
 
     def make(folder: Path) -> None:
         made = Material(folder, size)
-        files = list(_chosen(int((size - _journal(size)) * FILL)))
+        source = SOURCE if size_mib >= 64 else SMALL_SOURCE
+        files = list(_chosen(source, int((size - _journal(size)) * FILL)))
         _make_image(files, made.image, size)
         _make_changed(made.image, made.changed)
         for compression, packing in (QUICK if quick else PACKINGS).items():
@@ -90,11 +92,11 @@ def _say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def _chosen(budget: int) -> Iterator[Path]:
-    """Files of /usr in an order that mixes them and is the same every time, until the budget is spent."""
+def _chosen(source: Path, budget: int) -> Iterator[Path]:
+    """Files of `source` in an order that mixes them and is the same every time, until the budget is spent."""
     _say("making the image, once")
     files = []
-    for folder, _, names in os.walk(SOURCE):
+    for folder, _, names in os.walk(source):
         for name in names:
             path = os.path.join(folder, name)
             if os.path.isfile(path) and not os.path.islink(path):
@@ -112,7 +114,7 @@ def _chosen(budget: int) -> Iterator[Path]:
         known |= folders
         yield Path(path)
     if budget > 1 << 20:
-        raise BenchError(f"{SOURCE} has too few files to fill the image: {budget} bytes are left")
+        raise BenchError(f"{source} has too few files to fill the image: {budget} bytes are left")
 
 
 def _journal(size: int) -> int:

@@ -39,6 +39,7 @@ class Lab:
         self.failures: list[str] = []
         # In memory: what the agents keep beside the slot shall not depend on this machine's disk.
         self._work = folder
+        cache.root().mkdir(parents=True, exist_ok=True)
         run(["mount", "-t", "tmpfs", "tmpfs", self._work])
         run(["ip", "link", "set", "lo", "up"])
 
@@ -94,7 +95,8 @@ class Lab:
             store = Path(disk.name, subject.device.root.name)
             store.mkdir()
             subject.device.store_on(store)
-        machine.Bench(subjects, server, self._report, self._options.rounds).run()
+        rounds = self._options.rounds * (1 if self._options.quick else 2)
+        machine.Bench(subjects, server, self._report, rounds).run()
 
     def _idle(self) -> None:
         folder, slot = self._folder("idle")
@@ -129,7 +131,7 @@ class Lab:
                 self._closing.append(rauc.close)
                 idlers.append(idle.Idler("RAUC", rauc.pid))
             quick = self._options.quick
-            idle.run(idlers, self._report, settle_s=2 if quick else 15, window_s=2 if quick else 60)
+            idle.run(idlers, self._report, settle_s=1 if quick else 15, window_s=1 if quick else 60)
         finally:
             idle.stop(started)
 

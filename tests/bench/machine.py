@@ -93,14 +93,14 @@ class Bench:
 
     def run(self) -> None:
         """Rounds of everything, subjects taking turns."""
-        for _ in range(self._rounds * 2):
+        for _ in range(self._rounds):
             self._limits()
             for subject in self._subjects:
                 self._start(subject)
                 self._scripts(subject)
         for subject in self._subjects:
             for count in (0, SCRIPTS):
-                Daemon(subject, self._server).measure(self._report, count, self._rounds * 2)
+                Daemon(subject, self._server).measure(self._report, count, self._rounds)
 
     def _limits(self) -> None:
         device = self._subjects[0].device
