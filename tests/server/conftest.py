@@ -7,11 +7,14 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import httpx
 import pytest
 import uvicorn
@@ -19,10 +22,12 @@ from argon2 import PasswordHasher
 from fastapi.routing import APIRoute
 from tests.server.fake_device import FakeDevice
 
+from update_agent.errors import UpdateError
 from update_tools.server import accounts
 from update_tools.server.app import create_app
 from update_tools.server.client import Management
 from update_tools.server.database import Database
+from update_tools.server.postgres import Postgres
 from update_tools.server.settings import House, Settings
 from update_tools.server.who import Who
 from update_tools.server.wire import TimedProtocol
@@ -83,6 +88,79 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     db.upgrade()
     db.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Addresses of fresh databases with today's tables, on a real PostgreSQL."""
+    try:
+        server = Postgres(is_durable=False)
+    except UpdateError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    with server:
+        db = Database(server.url("model"))
+        db.upgrade()
+        db.close()
+        numbers = iter(range(10_000))
+        yield lambda: server.url(f"test{next(numbers)}", "model")
+
+
+class Bucket:
+    """An S3 bucket on this machine: moto's server, a process of its own."""
+
+    NAME = "artifacts"
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        self.client.create_bucket(Bucket=self.NAME)
+
+    def settings(self, prefix: str) -> dict[str, str]:
+        return {
+            "artifact_store": f"s3://{self.NAME}/{prefix}",
+            "s3_endpoint": self.endpoint,
+            "s3_region": "us-east-1",
+        }
+
+    def keys(self, prefix: str) -> list[str]:
+        """What is there, without the mark of its owner."""
+        found = self.client.list_objects_v2(Bucket=self.NAME, Prefix=f"{prefix}/").get("Contents", [])
+        names = [entry["Key"].removeprefix(f"{prefix}/") for entry in found]
+        return [name for name in names if name != "store.id"]
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        }.items():
+            patch.setenv(name, value)
+        with (tmp_path_factory.mktemp("s3") / "log").open("wb") as log:
+            argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+            process = subprocess.Popen(argv, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, "moto's server ended"
+                    assert time.monotonic() < deadline, "moto's server does not listen"
+                    time.sleep(0.05)
+            yield Bucket(f"http://127.0.0.1:{port}")
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
@@ -146,11 +224,13 @@ def write_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     script.write_text("#!/bin/sh\nexit 0\n")
     made: dict[tuple[str, str, str], Path] = {}
 
-    def write(name: str, device_type: str = "virt64", compression: str = "gzip") -> Path:
+    def write(
+        name: str, device_type: str = "virt64", compression: str = "gzip", payload: bytes = b""
+    ) -> Path:
         path = made.get((name, device_type, compression))
         if path is None:
             image = folder / f"{name}.ext4"
-            image.write_bytes(name.encode() * 40_000)
+            image.write_bytes(payload or name.encode() * 40_000)
             path = folder / f"{name}-{device_type}-{compression}.mender"
             argv = [tool, "--compression", compression, "write", "rootfs-image", "--no-progress"]
             argv += ["-t", device_type, "-n", name, "-f", str(image), "-s", str(script), "-o", str(path)]

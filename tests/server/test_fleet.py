@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,32 +12,13 @@ from typing import Any
 import pytest
 from tests.server.fleet_kit import COMMIT, INSTALL, NEW, REBOOT, SATURDAY, Fleet, pause
 
-from update_agent.errors import UpdateError
 from update_tools.server import audit, deployments, device_views, fleet, rollout, targets, views
 from update_tools.server.database import Database
 from update_tools.server.db import Device
 from update_tools.server.faults import Conflict, NotFound, Unprocessable
-from update_tools.server.postgres import Postgres
 
 PAUSED_AT_REBOOT = "pause_before_rebooting"
 ON_THE_WAY = ("downloading", "installing", PAUSED_AT_REBOOT)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Callable[[], str]]:
-    """Addresses of fresh databases on a real PostgreSQL."""
-    try:
-        server = Postgres(is_durable=False)
-    except UpdateError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-    with server:
-        db = Database(server.url("model"))
-        db.upgrade()
-        db.close()
-        numbers = iter(range(10_000))
-        yield lambda: server.url(f"test{next(numbers)}", "model")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from update_agent.errors import ServerError
+from update_tools.server.upload_client import Uploader
 
 BASE = "/api/management/v1/deployments"
 DEVICES = "/api/management/v2/devauth/devices"
-CHUNK_BYTES = 1 << 20
 
 
 class Management:
@@ -28,28 +27,10 @@ class Management:
         self._timeout_s = timeout_s
 
     def upload(self, path: Path, *, description: str = "") -> str:
-        """Upload an artifact, streamed, and return its id."""
-        boundary = secrets.token_hex(16)
-        lead = "".join(
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
-            for name, value in (("size", path.stat().st_size), ("description", description))
+        """Upload an artifact and return its id; it goes on after a broken line (upload_client.py)."""
+        return Uploader(self.base_url, self.token, timeout_s=self._timeout_s).upload(
+            path, description=description
         )
-        lead += (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="artifact"; filename="artifact.mender"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        )
-        tail = f"\r\n--{boundary}--\r\n"
-        length = len(lead.encode()) + path.stat().st_size + len(tail)
-
-        def body() -> Iterator[bytes]:
-            yield lead.encode()
-            with path.open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
-            yield tail.encode()
-
-        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
-        return _last(self._send("POST", f"{BASE}/artifacts", body(), headers)[1])
 
     def deploy(
         self,

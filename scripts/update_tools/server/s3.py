@@ -83,7 +83,7 @@ class S3Store:
                 Key=self._key(upload_id),
                 ContentType="application/vnd.mender-artifact",
             )
-        return {"upload": made["UploadId"], "parts": [], "tail": 0}
+        return {"upload": made["UploadId"], "parts": [], "tail": 0, "length": 0}
 
     def writer(self, upload_id: str, offset: int, state: State) -> Writer:
         return _PartWriter(self, upload_id, state)
@@ -197,19 +197,21 @@ class S3Store:
 
 
 class _PartWriter:
-    """Cuts an upload into parts."""
+    """Cuts an upload into parts. Only the last one may be short."""
 
     def __init__(self, store: S3Store, upload_id: str, state: State) -> None:
         self._store = store
         self._id = upload_id
         self._upload = str(state["upload"])
         self._parts = list(state["parts"])
+        self._length = int(state["length"])
         self._waiting = bytearray()
         if state["tail"]:
             self._waiting += store.get_tail(upload_id, state["tail"])
 
     def write(self, data: bytes) -> None:
         self._waiting += data
+        self._length += len(data)
         while len(self._waiting) >= PART_BYTES:
             self._put(bytes(self._waiting[:PART_BYTES]))
             del self._waiting[:PART_BYTES]
@@ -217,21 +219,22 @@ class _PartWriter:
     def commit(self, *, is_last: bool = False) -> tuple[int, State]:
         if self._waiting and is_last:
             self._put(bytes(self._waiting))
-            length = (len(self._parts) - 1) * PART_BYTES + len(self._waiting)
             self._waiting.clear()
-            return length, self._state(0)
-        if self._waiting:
+        elif self._waiting:
             self._store.put_tail(self._id, bytes(self._waiting))
-        return len(self._parts) * PART_BYTES + len(self._waiting), self._state(len(self._waiting))
+        state = {
+            "upload": self._upload,
+            "parts": list(self._parts),
+            "tail": len(self._waiting),
+            "length": self._length,
+        }
+        return self._length, state
 
     def close(self) -> None:
         self._waiting.clear()
 
     def _put(self, data: bytes) -> None:
         self._parts.append(self._store.put_part(self._id, self._upload, len(self._parts) + 1, data))
-
-    def _state(self, tail: int) -> State:
-        return {"upload": self._upload, "parts": list(self._parts), "tail": tail}
 
 
 @contextmanager
