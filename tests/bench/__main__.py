@@ -56,9 +56,7 @@ def main(words: list[str] | None = None) -> int:
         print(fetch())
         return 0
     if os.geteuid() != 0:
-        raise BenchError(
-            "loop devices and mounts need root", hint="sudo scripts/bench; or: scripts/bench --only desk"
-        )
+        raise BenchError("loop devices and mounts need root", hint="sudo scripts/bench")
     report = Report()
     report.facts = facts()
     began = time.monotonic()

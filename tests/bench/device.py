@@ -249,7 +249,10 @@ def installed_agent(folder: Path) -> Path:
     Only its place differs: /usr/local, which on this machine may be covered by another directory.
     """
     conf = f'INHERIT += "update"\nPYTHON_SITEPACKAGES_DIR:pn-update-agent = "{_PACKAGES}"\n'
-    tree = Path(Build(folder / "build", conf=conf).run("update-agent")["D"])
+    try:
+        tree = Path(Build(folder / "build", conf=conf).run("update-agent")["D"])
+    except AssertionError as error:
+        raise BenchError(f"the recipe update-agent cannot be built: {error}") from error
     if not (tree / "usr/bin/update-agent").exists():
         raise BenchError(f"the recipe update-agent installed no /usr/bin/update-agent into {tree}")
     return tree
@@ -257,11 +260,9 @@ def installed_agent(folder: Path) -> Path:
 
 def as_local(tree: Path, target: Path) -> Path:
     """What a device gets of the recipe's tree, for /usr/local."""
-    packages = _PACKAGES.removeprefix("/")
+    packages = target / Path(_PACKAGES).relative_to("/usr/local")
     without_source = shutil.ignore_patterns("*.py")  # package update-agent-source
-    shutil.copytree(
-        tree / packages, target / Path(_PACKAGES).relative_to("/usr/local"), ignore=without_source
-    )
+    shutil.copytree(tree / _PACKAGES[1:], packages, ignore=without_source)
     shutil.copytree(tree / "usr/bin", target / "bin", symlinks=True)
     shutil.copytree(tree / "usr/share/mender", target / "share/mender")
     return target
