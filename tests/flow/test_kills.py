@@ -10,7 +10,7 @@ import pytest
 
 from update_tools.conform import judge, kills, local_bus
 from update_tools.conform.kill_run import NotReached, Run
-from update_tools.conform.kill_updates import CUT, KILL, UPDATES, Update, is_usual, kills_of
+from update_tools.conform.kill_updates import CUT, KILL, TORN, UPDATES, Update, is_usual, kills_of
 from update_tools.conform.launcher import Launcher
 from update_tools.conform.scenarios import Difference
 
@@ -53,8 +53,8 @@ def test_every_kind_of_point_is_found(launcher: Launcher) -> None:
     assert [name for _, name in points].count("start environment write") == 2
     assert {step for step, name in points if "environment" in name} == {"install", "commit"}
     found = kills_of(BY_NAME["success"], points)
-    assert len(found) == 4 * len(points)
-    assert {(kill.ordinal, kill.way) for kill in found if is_usual(kill)} == {
+    assert len(found) == 4 * len(points) + 2
+    assert {(kill.ordinal, kill.way) for kill in found if is_usual(kill) and kill.way != TORN} == {
         (number, way) for number in range(1, len(points) + 1) for way in (KILL, CUT)
     }
 

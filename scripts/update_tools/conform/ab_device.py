@@ -150,9 +150,9 @@ class Facts:
         """The boot loader will boot again what runs now, whatever happens."""
         return self.upgrade_available == "0" and self.boot_part == self.running
 
-    def wrong_environment(self) -> str:
-        """What is not as it must be after an update; empty if nothing."""
-        if not self.copies_ok:
+    def wrong_environment(self, *, may_be_torn: bool = False) -> str:
+        """What is not as it must be after an update; empty if nothing. One copy may be damaged if it may."""
+        if not (self.copies_ok or may_be_torn):
             return "a copy of the boot environment is damaged"
         if self.upgrade_available != "0":
             return f"upgrade_available is {self.upgrade_available}"
@@ -262,6 +262,10 @@ class AbDevice:
         }
         self._write("conf/pause.d/10-ask.json", json.dumps(hook))
 
+    def choose_point(self, text: str) -> None:
+        """The point at which the agent is killed in its next run (faults.py); none if empty."""
+        self._write("kill", text)
+
     # Boot loader
 
     def boot(self) -> None:
@@ -292,6 +296,14 @@ class AbDevice:
             boots = int(file.read())
         self._write("boots", f"{boots + 1}\n")
         self.journal.note(f"booted {part}")
+
+    def tear_environment(self) -> None:
+        """Leave the copy that was written last as a write that broke off in its middle."""
+        newer = self.environment().newer
+        assert newer is not None
+        with open(self.path("env"), "r+b") as file:
+            file.seek(newer.offset + _ENV_BYTES // 2)
+            file.write(b"torn")
 
     def environment(self) -> Environment:
         """The boot environment as both copies have it."""

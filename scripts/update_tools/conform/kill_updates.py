@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BEFORE, AFTER = "before", "after"  # sides of a point
 KILL, CUT = "kill", "cut"  # ways: the agent alone, at once started again; or everything, and the device boots
+TORN = "torn"  # a cut in the middle of a write to the boot environment: the copy that was written is damaged
+ENVIRONMENT_WRITTEN = "end environment write"
 _PAST_PAUSE = 8  # points after a pause that still have to do with it
 
 
@@ -127,12 +129,14 @@ def kills_of(update: Update, points: Sequence[tuple[str, str]]) -> list[Kill]:
         if ordinal in window:
             found.append((ordinal, step, name, counts[name]))
     # Not point by point: so every sample has all sides and ways.
-    return [Kill(*each, side, way) for side in (BEFORE, AFTER) for way in (KILL, CUT) for each in found]
+    kills = [Kill(*each, side, way) for side in (BEFORE, AFTER) for way in (KILL, CUT) for each in found]
+    return kills + [Kill(*each, BEFORE, TORN) for each in found if each[2] == ENVIRONMENT_WRITTEN]
 
 
 def is_usual(kill: Kill) -> bool:
     """Half of them: what is after one point is before the next, unless something was started meanwhile."""
-    return (kill.side, kill.way) in {(BEFORE, KILL), (AFTER, CUT)} or kill.name.startswith("start ")
+    usual = {(BEFORE, KILL), (AFTER, CUT), (BEFORE, TORN)}
+    return (kill.side, kill.way) in usual or kill.name.startswith("start ")
 
 
 def _is_at(step: str, point: str) -> bool:

@@ -99,11 +99,11 @@ class _Matrix:
             self.failed += 1
             return
         kills = kills_of(update, points)
+        number = len({kill.ordinal for kill in kills})
         if only_list:
-            for kill in kills[: len(kills) // 4]:
+            for kill in kills[:number]:
                 self._write(f"{update.name} {kill.ordinal} {kill.step}: {kill.name}")
             return
-        number = len(kills) // 4
         if point is not None:
             kills = [kill for kill in kills if _is_named(kill, point)]
             if not kills:
@@ -143,8 +143,8 @@ class _Matrix:
                 return True
             except NotReached:
                 reason = "the point was not reached"
-            except Difference as difference:
-                reason = str(difference)
+            except (Difference, UpdateError) as error:
+                reason = str(error)
                 break
         where = f"\n     folder: {played.folder}" if self._keep else ""
         self._write(
