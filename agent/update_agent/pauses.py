@@ -88,6 +88,7 @@ class ControlPoint:
             if not self._paused:
                 self._paused = True
                 self._hold()
+                daemon.announce()  # the server may take its time
                 if self._report() == "aborted":
                     return "fail"
             then = self._wait()
