@@ -266,6 +266,12 @@ def add_token(
     return token, text
 
 
+def add_bench_token(session: Session, text: str) -> None:
+    """The token of a program that started this server; several servers may share the database."""
+    session.execute(delete(ApiToken).where(ApiToken.name.like("bench-%"), ApiToken.expires_at < now()))
+    add_token(session, f"bench-{digest(text)[:12]}", "admin", days=30, text=text, replace=True)
+
+
 def tokens(session: Session, user_id: str | None = None) -> Sequence[ApiToken]:
     """All tokens, or those of a user, by name."""
     query = select(ApiToken).options(joinedload(ApiToken.user)).order_by(ApiToken.name)

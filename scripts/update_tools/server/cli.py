@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-BENCH_TOKEN = "bench"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 token_app = typer.Typer(no_args_is_help=True, help="API tokens for programs.")
@@ -328,7 +327,7 @@ def _take_bench_token(db: Any, descriptor: int) -> None:
     if len(text) < 32:
         raise UpdateError("--bench-token-fd: a token has at least 32 characters")
     with db.write(Who(name="command line")) as session:
-        accounts.add_token(session, BENCH_TOKEN, "admin", text=text, replace=True)
+        accounts.add_bench_token(session, text)
 
 
 def _end_with(parent: int) -> None:
