@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 
 from update_agent.errors import BootloaderError, PayloadError
-from update_agent.slot_writer import install
 from update_agent.slots import Pair, Slot, Slots
 from update_agent.store import replace
 
@@ -71,6 +70,8 @@ class RootfsImage:
 
     def download(self, files: Iterator[Source]) -> None:
         """Write the one file of the payload to the inactive partition, verified, on the medium on return."""
+        from update_agent.slot_writer import install
+
         _, pair = self._no_update_pending("Download")
         file = next(files, None)
         if file is None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import _thread
 import os
 import select
-import signal
 import time
 
 from update_agent.errors import PayloadError
 from update_agent.files import remove_tree
+from update_agent.lean import signal
 from update_agent.loop import plain_wait
 
 TYPE_CHECKING = False
