@@ -226,8 +226,9 @@ class Lab:
 
     def _slot(self, place: str, stuff: Material) -> Slot:
         folder = self._work if place == "ram" else cache.root()
-        file = folder / f"slot-{os.getpid()}.img"
-        with file.open("wb") as target:
+        fd, name = tempfile.mkstemp(dir=folder, prefix="slot-", suffix=".img")
+        file = Path(name)
+        with open(fd, "wb") as target:
             target.truncate(stuff.size_bytes)
             if place == "disk":
                 os.posix_fallocate(target.fileno(), 0, stuff.size_bytes)

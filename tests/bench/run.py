@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,8 +55,9 @@ def measure(
     codes: Sequence[int] = (0,),
 ) -> Cost:
     """Run the command to its end. Raises BenchError with its last words if it exits with none of `codes`."""
-    log = root / "tmp" / f"bench-{os.getpid()}.log"
-    log.unlink(missing_ok=True)
+    fd, name = tempfile.mkstemp(dir=root / "tmp", prefix="bench-", suffix=".log")
+    os.close(fd)
+    log = Path(name)
     request = {
         "argv": [str(word) for word in argv],
         "env": {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/tmp", **(env or {})},
@@ -72,8 +74,8 @@ def measure(
         preexec_fn=be_first,
         check=False,
     )
-    said = log.read_text(errors="replace") if log.exists() else ""
-    log.unlink(missing_ok=True)
+    said = log.read_text(errors="replace")
+    log.unlink()
     if done.returncode:
         raise BenchError(f"the stopwatch failed: {done.stderr[-1000:]}")
     answer = json.loads(done.stdout)
