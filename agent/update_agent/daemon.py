@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 
-from update_agent import control
+from update_agent import control, live
 from update_agent.backoff import delays
 from update_agent.decisions import Decisions
 from update_agent.errors import ControlError, LoopError, StoreError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from update_agent.hooks import Holds
     from update_agent.loop import Signals
+    from update_agent.proc import Result
     from update_agent.remote import Remote, Reply
 
 _STATE = "state"
@@ -48,8 +49,8 @@ class Daemon(Machine):
         config = self.config
         self.poll_timer = PollTimer(config.update_poll_interval_s, config, now)
         self.inventory_timer = PollTimer(config.inventory_poll_interval_s, config, now)
-        self._inventory_ever_sent = False
         self._clock = ClockWatch()
+        self._inventory_ever_sent = False
         self._resumed_at = ""  # the pause at which this process took the update over
         # What status and D-Bus tell; `watchers` are called when any of it may have changed.
         self.step = self.flow["idle"]
@@ -60,6 +61,7 @@ class Daemon(Machine):
         self.done_bytes, self.size_bytes = 0, 0
         self.watchers: list[Callable[[], None]] = []
         self.decisions = Decisions(self)
+        self.live = live.Live(self)
 
     # Start and saved state
 
@@ -173,11 +175,11 @@ class Daemon(Machine):
             self.save_pool()
         while True:
             now = time.monotonic()
-            # The interval runs from here: a script that stops a poll must not bring it back at once.
-            if self.signals.take(signal.SIGUSR2) or now >= self.inventory_timer.due:
             if self._clock.was_set(now, time.time()):
                 self.log.info("The clock was set, trying again")
                 self.poll_timer.due = self.inventory_timer.due = now
+            # The interval runs from here: a script that stops a poll must not bring it back at once.
+            if self.signals.take(signal.SIGUSR2) or now >= self.inventory_timer.due:
                 self.inventory_timer.started(now)
                 return "inventory"
             if self.signals.take(signal.SIGUSR1) or now >= self.poll_timer.due:
@@ -196,9 +198,9 @@ class Daemon(Machine):
     def _submit_inventory(self) -> str:
         provides = {**installed(self.store), "device_type": self.config.device_type()}
         reply = self.remote.inventory(provides)
+        self._clock.suspect(reply.is_clock, time.monotonic(), time.time())
         if reply.kind == "ok":
             self.inventory_timer.succeeded()
-        self._clock.suspect(reply.is_clock, time.monotonic(), time.time())
             self._inventory_ever_sent = True
             return "ok"
         self.log.error(f"Inventory was not submitted: {reply.reason}")
@@ -211,9 +213,9 @@ class Daemon(Machine):
     def _poll(self) -> str:
         self.store.reload()  # a command may have installed something meanwhile
         reply = self._next_deployment()
+        self._clock.suspect(reply.is_clock, time.monotonic(), time.time())
         if reply.kind not in {"ok", "nothing"}:
             self.log.error(f"No answer to the deployment poll: {reply.reason}")
-        self._clock.suspect(reply.is_clock, time.monotonic(), time.time())
             self.poll_timer.failed(time.monotonic(), reply.retry_after_s)
             return "fail"
         self.poll_timer.succeeded()
@@ -243,6 +245,7 @@ class Daemon(Machine):
         """Link and control map as the server hands them out now. Raises ControlError."""
         source = deployment["artifact"]["source"]
         self.update.uri, self.update.expire = source["uri"], source.get("expire") or ""
+        self.update.live_s = live.interval_s(deployment)
         document = deployment.get("update_control_map")
         content = None if document is None else control.parse_value(document)
         self.pool.set_server(content, self.update.id, time.monotonic())
@@ -319,12 +322,17 @@ class Daemon(Machine):
 
     # Reports
 
+    def watch_script(self, name: str, result: Result | None) -> None:
+        self.live.script(name, result)
+
     def on_report(self, step: Step) -> str:
         """Tell the server. Only repeated reports (`retried`) can fail; a 409 always counts."""
         status, substate = step.work.subject, ""
         if status == "final":
             status = "failure" if self.outcome.failed else "success"
             substate = self.update.cause if self.outcome.failed else ""
+        self.live.status = status
+        substate = substate or self.live.take()
         if not step.retried:
             reply = self.remote.report(self.update.id, status, substate)
             if reply.kind not in {"ok", "aborted"}:
@@ -453,5 +461,6 @@ class Daemon(Machine):
         self.store.unlock()
         self.update = Update()
         self.outcome = Outcome()
+        self.live.forget()
         self.forget_payload()
         self.decisions.update_ended()

@@ -149,10 +149,14 @@ class Machine:
             log=self.log,
             env=self.script_environment(),
             wait=self.context.loop.wait,
+            watch=self.watch_script,
         )
         if outcome.failures:
             self.update.cause = self.update.cause or str(outcome.failures[0])
         return "ok" if outcome.ok else "fail"
+
+    def watch_script(self, name: str, result: proc.Result | None) -> None:
+        """A state script was started, or ended. For those who want to tell of it."""
 
     def on_module(self, step: Step) -> str:
         """Make an update-module call."""

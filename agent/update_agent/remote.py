@@ -88,6 +88,7 @@ class Remote:
         self.server_url = ""
         self._inventory_sum = ""
         self._background: child.Work | None = None
+        self._telling: child.Work | None = None
         self.watchers: list[Callable[[str, str], None]] = []  # told token and URL after an authorization
 
     def drop_token(self) -> None:
@@ -98,6 +99,7 @@ class Remote:
         """Nothing is to be asked for a while: end the child process. The next request starts another."""
         if self._loop is not None:
             self._loop.cancel(self.rest)
+        self._told()
         self._helper.rest()
 
     def authorize(self) -> Reply:
@@ -143,6 +145,32 @@ class Remote:
         """Report a deployment status: OK, ABORTED or FAILED. One try."""
         return self._ask(f"report {status!r}", "report", deployment_id, status, substate)
 
+    def tell(self, deployment_id: str, status: str, substate: str) -> None:
+        """Report in the background; what comes of it concerns nobody. One at a time, others are left out."""
+        if self._telling is not None or self._loop is None:
+            return
+        task = self._task("report", deployment_id, status, substate)
+        try:
+            process = child.Work(
+                lambda channel: self._perform(channel, task), log=self._log, what="a live report"
+            )
+        except OSError:
+            return
+        self._telling = process
+
+        def readable() -> None:
+            if not process.receive(None):
+                self._told()
+
+        self._loop.watch(process.read_fd, readable)
+
+    def _told(self) -> None:
+        """The report in the background ended, or is to end now."""
+        process, self._telling = self._telling, None
+        if process is not None and self._loop is not None:
+            self._loop.unwatch(process.read_fd)
+            process.close()
+
     def control_map(self, deployment_id: str) -> Reply:
         """Fetch the deployment's control map: OK with the map (unchecked JSON), GONE or FAILED."""
         return self._ask("the control map", "control_map", deployment_id)
@@ -167,7 +195,7 @@ class Remote:
         `answer` gets `intake.describe` of the headers before the payload is touched, and the progress; if it
         raises, the download ends.
         """
-        task = self._task("download", update.id, update.uri, dict(installed))
+        task = self._task("download", update.id, update.uri, dict(installed), update.live_s)
         self._take_over(self._helped(task, "the download", answer))
 
     def _ask(self, what: str, method: str, *arguments: object) -> Reply:

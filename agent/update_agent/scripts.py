@@ -27,12 +27,14 @@ from update_agent.store import sync_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from update_agent.config import Config
     from update_agent.log import Log
     from update_agent.loop import Wait
     from update_agent.proc import Result
+
+    Watch = Callable[[str, Result | None], None]
 
 SUPPORTED_VERSIONS = (2, 3)
 RETRY_LATER = 21
@@ -140,13 +142,15 @@ def run_hook(
     log: Log,
     env: Mapping[str, str],
     wait: Wait = plain_wait,
+    watch: Watch = lambda name, result: None,
 ) -> Outcome:
     """Run the scripts of `state` and `action` in `directory` and return how they went.
 
     `policy` says what a failing script means for those after it: "fail" skips them, "ignore" runs them.
     Either way the outcome tells of the failure; what follows from it is the caller's table. The `version`
     file is read each time, even when no script matches; a bad one fails the hook and nothing is run. `env`
-    holds the UPDATE_* variables except state and action.
+    holds the UPDATE_* variables except state and action. `watch` gets the name of each script that starts,
+    and its result when it ended.
     """
     outcome = Outcome()
     hook = f"{state}_{action}"
@@ -160,7 +164,7 @@ def run_hook(
     for path in paths:
         outcome.started.append(path)
         try:
-            _run_script(path, environment, config, log, wait)
+            _run_script(path, environment, config, log, wait, watch)
         except ScriptError as error:
             outcome.failed(hook, error, log)
             if policy == "fail":
@@ -168,7 +172,9 @@ def run_hook(
     return outcome
 
 
-def _run_script(path: str, env: Mapping[str, str], config: Config, log: Log, wait: Wait) -> None:
+def _run_script(
+    path: str, env: Mapping[str, str], config: Config, log: Log, wait: Wait, watch: Watch
+) -> None:
     """Run one script until it is done, also over retries. Raises ScriptError if it failed.
 
     The retry window opens at the first exit 21 and ends everything: a wait is cut short, an attempt killed.
@@ -178,7 +184,9 @@ def _run_script(path: str, env: Mapping[str, str], config: Config, log: Log, wai
         limit_s = float(config.script_timeout_s)
         if window_end is not None:
             limit_s = min(limit_s, window_end - time.monotonic())
+        watch(os.path.basename(path), None)
         result = _attempt(path, env, limit_s, config, log, wait)
+        watch(os.path.basename(path), result)
         now = time.monotonic()
         if result.timed_out:
             if window_end is not None and now >= window_end:

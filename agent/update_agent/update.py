@@ -34,6 +34,7 @@ class Update:
         "device_types",
         "expire",
         "id",
+        "live_s",
         "needs_reboot",
         "payload_type",
         "provides",
@@ -54,6 +55,7 @@ class Update:
         self.clears: list[str] | None = None
         self.needs_reboot = ""  # "", No, Yes, Automatic: the last answer to NeedsArtifactReboot
         self.supports_rollback = ""  # "", No, Yes
+        self.live_s = 0  # between live reports; 0: the server wants none
         self.cause = ""  # its first failure, in words; saved, because the report comes after reboots
         self.save_count = 0
         self.all_rollbacks_successful = False
@@ -91,6 +93,8 @@ class Update:
         }
         if self.cause:
             info["Cause"] = self.cause  # ours
+        if self.live_s:
+            info["LiveReports"] = self.live_s  # ours
         return json.dumps({"Version": VERSION, "Name": name, "UpdateInfo": info}, separators=(",", ":"))
 
 
@@ -118,6 +122,7 @@ def from_text(text: str) -> tuple[str, Update]:
         update.supports_rollback = words.get(str(info.get("SupportsRollback", "")), "")
         update.save_count = int(info.get("StateDataStoreCount", 0))
         update.cause = str(info.get("Cause", ""))
+        update.live_s = int(info.get("LiveReports", 0))
         update.all_rollbacks_successful = info.get("AllRollbacksSuccessful") is True
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"the saved update cannot be understood: {error!r}") from error

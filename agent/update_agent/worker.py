@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from update_agent.child import Channel
     from update_agent.config import Config
+    from update_agent.live import Teller
     from update_agent.log import Log
+
+    Progress = Callable[[int, int | None], None]
 
 
 class Worker:
@@ -43,8 +46,21 @@ class Worker:
                 reply = Reply(FAILED, reason=str(error), is_clock=isinstance(error, ClockError))
         return {"reply": reply.to_json(), "token": self._api.session.token, "url": self._api.session.url}
 
-    def _download(self, channel: Channel, deployment_id: str, uri: str, installed: dict[str, str]) -> None:
-        """Take an artifact in: show its headers to the parent, then stream the payload to its module."""
+    def _download(
+        self, channel: Channel, deployment_id: str, uri: str, installed: dict[str, str], live_s: int
+    ) -> None:
+        """Take an artifact in, with live reports if they are wanted."""
+        teller = self._teller(deployment_id, live_s) if live_s else None
+        try:
+            self._take_in(channel, deployment_id, uri, installed, _progress(channel, teller))
+        finally:
+            if teller is not None:
+                teller.close()
+
+    def _take_in(
+        self, channel: Channel, deployment_id: str, uri: str, installed: dict[str, str], progress: Progress
+    ) -> None:
+        """Show an artifact's headers to the parent, then stream the payload to its module."""
         # Most polls find nothing to download.
         from update_agent.intake import Intake, describe
         from update_agent.transfer import Download
@@ -56,7 +72,7 @@ class Worker:
             return str(deployment["artifact"]["source"]["uri"]) if deployment["id"] == deployment_id else ""
 
         source = Download(
-            self._config, self._log, progress=_progress(channel), connector=self._connector, renew=renew
+            self._config, self._log, progress=progress, connector=self._connector, renew=renew
         ).open(uri)
         # Not the loop's wait: signals, D-Bus and the control socket are the parent's to serve.
         intake = Intake(source, self._config, self._log, bootloader.find(plain_wait), plain_wait)
@@ -66,13 +82,30 @@ class Worker:
             intake.prepare(installed)
         intake.stream()
 
+    def _teller(self, deployment_id: str, live_s: int) -> Teller:
+        """Live reports of the download, over a connection of their own."""
+        from update_agent.live import Teller
 
-def _progress(channel: Channel) -> Callable[[int, int | None], None]:
+        session = Session(self._api.session.token, self._api.session.url)
+        api = Api(self._config, self._log, session)
+
+        def report(substate: str) -> bool:
+            try:
+                return api.report(deployment_id, "downloading", substate).kind == OK
+            except UpdateError:
+                return False
+
+        return Teller(report, live_s)
+
+
+def _progress(channel: Channel, teller: Teller | None) -> Progress:
     """Tell the parent about every hundredth of the download."""
     told = 0
 
     def progress(done_bytes: int, size_bytes: int | None) -> None:
         nonlocal told
+        if teller is not None:
+            teller.done_bytes, teller.size_bytes = done_bytes, size_bytes or 0
         hundredth = done_bytes * 100 // size_bytes if size_bytes else 0
         if hundredth > told:
             told = hundredth
