@@ -237,4 +237,8 @@ class Store:
         except FileExistsError:
             os.unlink(beside)
             os.link(self.path, beside)
+        except OSError as error:
+            if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+                return  # a file system without links: there is only the one file
+            raise
         os.replace(beside, previous)

@@ -278,6 +278,19 @@ def test_a_disk_that_refuses_changes_nothing(
     assert values(directory)["state"] == "after"
 
 
+def test_a_file_system_without_links_has_no_previous_file(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(module.os, "link", refuse)
+    for text in ("1", "2"):
+        opened(directory).write({"state": text})
+    assert values(directory)["state"] == "2"
+    assert not (directory / PREVIOUS).exists()
+
+
 def test_a_directory_that_is_not_there_is_an_error_when_written(tmp_path: Path) -> None:
     store = opened(tmp_path / "absent")
     assert store.get("state") is None
