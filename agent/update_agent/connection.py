@@ -9,12 +9,12 @@ import select
 import struct
 import sys
 import time
-import urllib.parse
 
 from update_agent import __version__
 from update_agent.errors import ServerError
 from update_agent.http1 import Connection, HttpError, Response
 from update_agent.lean import socket
+from update_agent.url import Url, join, unquote, without_query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from update_agent.config import Config
     from update_agent.http1 import Socket
+
+__all__ = ["Url", "join", "without_query"]  # and what is defined here
 
 STALL_TIMEOUT_S = 300.0
 _KEEP_S = 10.0  # an idle connection may be dead without a word after a while: mobile networks forget it
@@ -33,53 +35,6 @@ USER_AGENT = f"Mender/5.0.0 meta-update/{__version__}"
 
 # What can go wrong with a connection.
 ERRORS = (OSError, HttpError)
-
-
-class Url:
-    """An http or https URL, taken apart for a request. Raises ServerError for anything else."""
-
-    __slots__ = ("host", "is_tls", "port", "target", "text")
-
-    def __init__(self, text: str) -> None:
-        try:
-            parts = urllib.parse.urlsplit(text)
-            port = parts.port
-        except ValueError as error:
-            raise ServerError(f"{without_query(text)!r} is not a URL: {error}") from error
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ServerError(f"{without_query(text)!r} is not an http:// or https:// URL")
-        self.text = text
-        self.is_tls = parts.scheme == "https"
-        self.host = parts.hostname
-        self.port = port or (443 if self.is_tls else 80)
-        path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        # As given, apart from characters that must not occur in a request line.
-        self.target = urllib.parse.quote(path, safe="!#$%&'()*+,/:;=?@[]~|{}^\\")
-
-    @property
-    def origin(self) -> str:
-        """Where a connection for it leads."""
-        return f"{'https' if self.is_tls else 'http'}://{self.authority}"
-
-    @property
-    def authority(self) -> str:
-        """Host and port as in the Host header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        is_default = self.port == (443 if self.is_tls else 80)
-        return host if is_default else f"{host}:{self.port}"
-
-
-def without_query(url: str) -> str:
-    """The URL for log lines: queries and user parts carry secrets (signed links)."""
-    scheme, separator, rest = url.partition("://")
-    rest = rest.partition("?")[0].partition("#")[0]
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
-
-
-def join(server: str, path: str) -> str:
-    """Server URL and path with exactly one `/` between; the server URL may have a path of its own."""
-    return f"{server.rstrip('/')}/{path.lstrip('/')}"
 
 
 # Proxies (config.md section 5)
@@ -99,7 +54,7 @@ def is_excluded(url: Url, no_proxy: str) -> bool:
     return False
 
 
-def proxy_for(url: Url, environ: Mapping[str, str]) -> urllib.parse.SplitResult | None:
+def proxy_for(url: Url, environ: Mapping[str, str]) -> Url | None:
     """The proxy to use, from the environment; None for a direct connection. Raises ServerError."""
     scheme = "https" if url.is_tls else "http"
     text = environ.get(f"{scheme}_proxy") or ""
@@ -111,21 +66,21 @@ def proxy_for(url: Url, environ: Mapping[str, str]) -> urllib.parse.SplitResult 
             )
     if not text or is_excluded(url, environ.get("no_proxy") or environ.get("NO_PROXY") or ""):
         return None
-    parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
     try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme != "http" or not parts.hostname or port == -1:
+        proxy = Url(text if "://" in text else f"http://{text}")
+    except ServerError:
+        proxy = None
+    if proxy is None or proxy.is_tls:
         shown = without_query(text)
         raise ServerError(f"{scheme}_proxy names {shown}, which cannot be used", hint="use http://host:port")
-    return parts
+    return proxy
 
 
-def _proxy_headers(proxy: urllib.parse.SplitResult) -> dict[str, str]:
-    if proxy.username is None:
+def _proxy_headers(proxy: Url) -> dict[str, str]:
+    if not proxy.user:
         return {}
-    user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
+    name, _, password = proxy.user.partition(":")
+    user = f"{unquote(name)}:{unquote(password)}"
     return {"Proxy-Authorization": f"Basic {binascii.b2a_base64(user.encode(), newline=False).decode()}"}
 
 
@@ -209,17 +164,17 @@ class Connector:
             return None
         return connection
 
-    def _open(self, url: Url, proxy: urllib.parse.SplitResult | None, timeout_s: float) -> Connection:
-        host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (url.host, url.port)
-        connection = Connection(host, port, timeout_s)
+    def _open(self, url: Url, proxy: Url | None, timeout_s: float) -> Connection:
+        first = proxy or url
+        connection = Connection(first.host, first.port, timeout_s)
         if not url.is_tls:
             return connection
         from update_agent import tls
 
         try:
             if proxy:
-                name = url.authority if url.port != 443 else f"{url.authority}:443"  # CONNECT needs a port
-                answer = connection.request("CONNECT", name, {"Host": name, **_proxy_headers(proxy)})
+                headers = {"Host": url.place, **_proxy_headers(proxy)}
+                answer = connection.request("CONNECT", url.place, headers)
                 if answer.status != 200:
                     raise HttpError(f"the proxy refuses the connection: it answered {answer.status}")
             if self._context is None:

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import email.utils
 import hashlib
 import json
 import time
-import urllib.parse
 
 from update_agent import connection, identity, inventory, logupload
 from update_agent.connection import Connector, Url
 from update_agent.errors import ClockError, ServerError
 from update_agent.keys import DeviceKey
 from update_agent.remote import ABORTED, FAILED, GONE, NOTHING, OK, Reply
+from update_agent.url import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Api:
         request["tier"] = self._config.device_tier
         body = json.dumps(request, separators=(",", ":")).encode()
         headers = {
-            "X-MEN-Signature": base64.b64encode(key.sign(body)).decode(),
+            "X-MEN-Signature": binascii.b2a_base64(key.sign(body), newline=False).decode(),
             "Authorization": "API_KEY",  # servers ignore it, but it must not be empty
         }
         reasons = []
@@ -201,7 +201,7 @@ class Api:
         )
         if answer.status == 404:
             names = {"artifact_name": provides.get("artifact_name", ""), "device_type": device_type}
-            query = urllib.parse.urlencode(names, quote_via=urllib.parse.quote)
+            query = "&".join(f"{name}={quote(value)}" for name, value in names.items())
             answer = self._request("GET", f"{_DEPLOYMENTS}/next?{query}")
         if answer.status == 200:
             return Reply(OK, check_deployment(answer.json()))
@@ -212,7 +212,7 @@ class Api:
     def report(self, deployment_id: str, status: str, substate: str = "") -> Reply:
         """Status report: OK, ABORTED or FAILED."""
         body = {"status": status, "substate": substate} if substate else {"status": status}
-        answer = self._request("PUT", f"{_DEPLOYMENTS}/{_quote(deployment_id)}/status", body)
+        answer = self._request("PUT", f"{_DEPLOYMENTS}/{quote(deployment_id)}/status", body)
         if answer.status == 204:
             return Reply(OK)
         if answer.status == 409:
@@ -221,7 +221,7 @@ class Api:
 
     def control_map(self, deployment_id: str) -> Reply:
         """Control map refresh: OK with the map as sent, GONE or FAILED."""
-        path = f"{_DEPLOYMENTS_V2}/{_quote(deployment_id)}/update_control_map"
+        path = f"{_DEPLOYMENTS_V2}/{quote(deployment_id)}/update_control_map"
         answer = self._request("GET", path)
         if answer.status == 200:
             document = answer.json()
@@ -240,7 +240,7 @@ class Api:
                 body = logupload.body(file)
         except OSError as error:
             raise ServerError(f"cannot read the deployment log {path}: {error.strerror}") from error
-        answer = self._request("PUT", f"{_DEPLOYMENTS}/{_quote(deployment_id)}/log", body)
+        answer = self._request("PUT", f"{_DEPLOYMENTS}/{quote(deployment_id)}/log", body)
         if answer.status == 204:
             return Reply(OK)
         if answer.status == 413:
@@ -331,10 +331,6 @@ class Api:
         if answer.status == 429:
             wait_s = retry_after_s(answer.retry_after, answer.date, self._clock())
         return Reply(FAILED, retry_after_s=wait_s, reason=answer.describe())
-
-
-def _quote(text: str) -> str:
-    return urllib.parse.quote(text, safe="")
 
 
 def _token(body: bytes) -> str:

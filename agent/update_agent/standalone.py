@@ -63,8 +63,11 @@ class Standalone(Machine):
 
     def _is_deployment_saved(self) -> bool:
         """True if the daemon was interrupted in a deployment: the file tree of the module is that one's."""
+        text = self.store.get("state")
+        if not text:
+            return False
         try:
-            from_text(self.store.get("state") or "")
+            from_text(text)
         except StoreError:
             return False  # there is none, or none that anybody could go on with
         return True

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-import urllib.parse
 
 from update_agent import connection
 from update_agent.connection import Connector, Url, without_query
@@ -35,7 +33,6 @@ RETRY_WAIT_S = 60.0
 _MAX_REDIRECTS = 10
 _EXPIRED = {400, 401, 403, 404, 410}  # what storage services answer to signed links of yesterday
 _REDIRECTS = {301, 302, 303, 307, 308}
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class _Broken(Exception):
@@ -49,10 +46,12 @@ class _Broken(Exception):
 
 def range_error(content_range: str, start: int, length: int) -> str:
     """Why a 206 answer does not continue at `start` of `length` bytes; empty if it does."""
-    match = _CONTENT_RANGE.fullmatch(content_range.strip())
-    if match is None:
+    unit, _, part = content_range.strip().partition(" ")
+    span, _, total = part.partition("/")
+    first, _, last = span.partition("-")
+    numbers = (first, last, total if total != "*" else "0")
+    if unit != "bytes" or not all(number.isascii() and number.isdigit() for number in numbers):
         return f"its Content-Range is {content_range!r}"
-    first, last, total = match.groups()
     if int(first) != start or int(last) != length - 1:
         return f"it has bytes {first}-{last} instead of {start}-{length - 1}"
     if total not in {"*", str(length)}:
@@ -243,7 +242,7 @@ class Download:
                 return response
             target = response.getheader("Location", "")
             self.close()
-            following = self._parse(urllib.parse.urljoin(url.text, target))
+            following = self._parse(url.resolve(target))
             if url.is_tls and not following.is_tls:
                 raise TransferError(
                     f"{without_query(url.text)} redirects from https to http, which is not followed"
