@@ -82,7 +82,7 @@ def lab() -> Iterator[Lab]:
 def test_a_link_that_expired_during_the_pause_is_fetched_again(
     serve: Callable[..., ThreadServer], lab: Lab, cut: bool
 ) -> None:
-    server = serve(auto_accept=True, link_lifetime_s=3)
+    server = serve(auto_accept=True, link_lifetime_s=5)
     management = server.management()
     lab.configure(server.url)
     agent = Agent(lab)
