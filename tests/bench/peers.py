@@ -237,11 +237,10 @@ def _bundle(device: Device, folder: Path, image: Path, name: str, *, quick: bool
     )
     (content / "manifest.raucm").write_text(_RAUC_MANIFEST)
     compression = name.rpartition("-")[2]
-    best = "1" if quick else "19"
     squash = {
         "none": "-noI -noD -noF -noX",
         "gzip": "-comp gzip",
-        "zstd": f"-comp zstd -Xcompression-level {best}",
+        "zstd": "-comp zstd" + (" -Xcompression-level 1" if quick else ""),
         "xz": "-comp xz",
     }[compression]
     words = ["bundle", f"--cert=/{_KEYS}/cert.pem", f"--key=/{_KEYS}/key.pem", f"--mksquashfs-args={squash}"]
