@@ -33,7 +33,9 @@ class Connection:
     def __init__(self, host: str, port: int, timeout_s: float) -> None:
         """Connect to the first of the host's addresses that answers. Raises OSError."""
         error: OSError = OSError(f"{host} has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            _name(host), port, 0, socket.SOCK_STREAM
+        ):
             try:
                 plain = socket.socket(family, kind, protocol)
             except OSError as failed:
@@ -58,7 +60,7 @@ class Connection:
 
     def secure(self, context: ssl.SSLContext, host: str) -> None:
         """Speak TLS from here on, to a server of this name. Raises OSError (ssl.SSLError)."""
-        self.sock = context.wrap_socket(self.sock, server_hostname=host)
+        self.sock = context.wrap_socket(self.sock, server_hostname=_name(host))
 
     def request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None
@@ -207,6 +209,11 @@ class Response:
         if self._chunk == 0 and self._connection.line():
             raise HttpError("the answer has a chunk that is longer than its size")
         return count
+
+
+def _name(host: str) -> str | bytes:
+    """The host's name; as bytes, as most are ASCII: for text, Python loads the tables of Unicode."""
+    return host.encode() if host.isascii() else host
 
 
 def _headers(lines: list[str]) -> dict[str, str]:
