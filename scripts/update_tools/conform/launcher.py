@@ -16,6 +16,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from update_agent.errors import UpdateError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -74,13 +76,16 @@ class Launcher:
         return Agent(self, self.ask({"start": request}))
 
     def ask(self, request: Json) -> Any:
-        """One request, one answer."""
+        """One request, one answer. Raises UpdateError when the launcher could not start."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._lock:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
+            answer = self._process.stdout.readline()
+        if not answer:
+            raise UpdateError("the process that starts agents has ended", hint="stderr says why")
+        return json.loads(answer)
 
 
 def serve() -> None:
