@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16
 _PR_SET_PDEATHSIG = 1
+_PATIENCE_S = 5.0  # with a task that may be given up
+_LOOK_S = 0.5  # after that, between two looks whether it is
 _GRACE_S = 2.0  # for a child told to stop: time to end the programs it runs
 
 
@@ -355,9 +357,13 @@ class Helper:
         answer: Callable[[dict[str, object]], dict[str, object] | None] | None = None,
         *,
         what: str,
+        give_up: Callable[[], bool] | None = None,
     ) -> object:
-        """Have the task performed and return its result; messages, errors and dying as with `run`."""
-        process = self._process
+        """Have the task performed and return its result; messages, errors and dying as with `run`.
+
+        A task that takes long ends in a TransferError once `give_up` says that something else matters more.
+        """
+        process, look_at = self._process, time.monotonic() + _PATIENCE_S
         if process is None or process.is_over:
             self.rest()
             self._process = process = Work(self._serve, log=self._log)
@@ -365,8 +371,14 @@ class Helper:
         try:
             process.tell(task)
             while not process.has_outcome:
-                if self._wait([process.read_fd], None) and not process.receive(answer):
-                    break
+                if self._wait([process.read_fd], look_at if give_up else None):
+                    if not process.receive(answer):
+                        break
+                elif give_up is not None and give_up():
+                    raise TransferError(
+                        f"{what} was given up: nothing came, and something else is to be done"
+                    )
+                look_at = max(look_at, time.monotonic() + _LOOK_S)
             return process.take_outcome()
         except BaseException:
             self._process = None

@@ -162,12 +162,18 @@ class ControlPoint:
         if self._is_local and not ended:
             substate = f"paused at {self._point}"
             self._report_at = time.monotonic() + max(_REPORT_S, daemon.config.map_poll_interval_s)
-        reply = daemon.remote.report(daemon.update.id, status, substate)
+        # A decision that is made meanwhile does not wait for a server that does not answer.
+        give_up = None if ended else self._is_overtaken
+        reply = daemon.remote.report(daemon.update.id, status, substate, give_up=give_up)
         if reply.kind == "aborted":
             return daemon.aborted(status)
         if reply.kind != "ok":
             daemon.log.warning(f"Status {status} was not delivered: {reply.reason}")
         return "ok"
+
+    def _is_overtaken(self) -> bool:
+        """True if somebody on the device has decided since the maps were evaluated."""
+        return (self._paused or self._resumed) and self._daemon.pool.has_changed
 
     def _save_pause(self, name: str) -> None:
         try:
@@ -223,7 +229,7 @@ class ControlPoint:
         daemon = self._daemon
         waits = daemon.unhurried(daemon.config.update_poll_interval_s)
         while True:
-            reply = daemon.remote.control_map(daemon.update.id)
+            reply = daemon.remote.control_map(daemon.update.id, give_up=self._is_overtaken)
             if reply.kind == "gone":
                 return f"the deployment was aborted on the server: {reply.reason}"
             reason = reply.reason

@@ -141,9 +141,17 @@ class Remote:
         """
         return self._ask("the poll", "next_deployment", dict(provides), self._config.device_type())
 
-    def report(self, deployment_id: str, status: str, substate: str = "") -> Reply:
-        """Report a deployment status: OK, ABORTED or FAILED. One try."""
-        return self._ask(f"report {status!r}", "report", deployment_id, status, substate)
+    def report(
+        self,
+        deployment_id: str,
+        status: str,
+        substate: str = "",
+        *,
+        give_up: Callable[[], bool] | None = None,
+    ) -> Reply:
+        """Report a deployment status: OK, ABORTED or FAILED. One try, ended early if `give_up` says so."""
+        what = f"report {status!r}"
+        return self._ask(what, "report", deployment_id, status, substate, give_up=give_up)
 
     def tell(self, deployment_id: str, status: str, substate: str) -> None:
         """Report in the background; what comes of it concerns nobody. One at a time, others are left out."""
@@ -171,9 +179,12 @@ class Remote:
             self._loop.unwatch(process.read_fd)
             process.close()
 
-    def control_map(self, deployment_id: str) -> Reply:
-        """Fetch the deployment's control map: OK with the map (unchecked JSON), GONE or FAILED."""
-        return self._ask("the control map", "control_map", deployment_id)
+    def control_map(self, deployment_id: str, *, give_up: Callable[[], bool] | None = None) -> Reply:
+        """Fetch the deployment's control map: OK with the map (unchecked JSON), GONE or FAILED.
+
+        Ended early if `give_up` says so.
+        """
+        return self._ask("the control map", "control_map", deployment_id, give_up=give_up)
 
     def upload_log(self, deployment_id: str, path: str) -> Reply:
         """Send a deployment log file: OK, GONE (it will never be accepted) or FAILED."""
@@ -198,10 +209,12 @@ class Remote:
         task = self._task("download", update.id, update.uri, dict(installed), update.live_s)
         self._take_over(self._helped(task, "the download", answer))
 
-    def _ask(self, what: str, method: str, *arguments: object) -> Reply:
+    def _ask(
+        self, what: str, method: str, *arguments: object, give_up: Callable[[], bool] | None = None
+    ) -> Reply:
         """Make one request and take over the session it ends with."""
         task = self._task(method, *arguments)
-        reply = self._settle(lambda: self._helped(task, what))
+        reply = self._settle(lambda: self._helped(task, what, give_up=give_up))
         if reply.kind not in {OK, NOTHING}:
             self._log.debug(f"Request for {what}: {reply.reason}")
         return reply
@@ -216,11 +229,17 @@ class Remote:
             "log": self._log.deployment_path,
         }
 
-    def _helped(self, task: dict[str, object], what: str, answer: Answer | None = None) -> object:
+    def _helped(
+        self,
+        task: dict[str, object],
+        what: str,
+        answer: Answer | None = None,
+        give_up: Callable[[], bool] | None = None,
+    ) -> object:
         if self._loop is not None:
             self._loop.cancel(self.rest)
         try:
-            return self._helper.ask(task, answer, what=what)
+            return self._helper.ask(task, answer, what=what, give_up=give_up)
         finally:
             if self._loop is not None:
                 self._loop.call_at(time.monotonic() + _REST_S, self.rest)

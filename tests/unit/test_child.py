@@ -261,6 +261,33 @@ def test_an_error_in_the_parent_ends_it(log: Log) -> None:
     helper.rest()
 
 
+def test_a_task_that_takes_long_is_given_up_when_something_matters_more(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(child, "_LOOK_S", 0.01)
+
+    def sleep(_: child.Channel, task: dict[str, object]) -> object:
+        time.sleep(float(str(task["s"])))
+        return "slept"
+
+    helper = child.Helper(sleep, log=log)
+    looks: list[int] = []
+
+    def give_up() -> bool:
+        looks.append(1)
+        return len(looks) == 3
+
+    with pytest.raises(TransferError, match=r"^a test was given up"):
+        helper.ask({"s": 600}, what="a test", give_up=give_up)
+    assert len(looks) == 3
+    assert no_children()
+    assert helper.ask({"s": 0.2}, what="a test", give_up=lambda: False) == "slept"
+    monkeypatch.setattr(child, "_PATIENCE_S", 60)
+    assert helper.ask({"s": 0}, what="a test", give_up=lambda: True) == "slept"  # it does not take long
+    helper.rest()
+
+
 def test_what_a_task_leaves_in_memory_is_there_for_the_next_and_not_in_the_parent(log: Log) -> None:
     kept: list[object] = []
 

@@ -7,7 +7,7 @@ import io
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from update_agent.loop import Loop, Signals
 from update_agent.machine import Context
 from update_agent.outcome import Outcome
 from update_agent.pauses import HOOKS_KEY, ControlPoint, warn_of_broken_hooks
-from update_agent.remote import Remote
+from update_agent.remote import Remote, Reply
 from update_agent.states import ROLLED_BACK, WIRE_POINTS
 from update_agent.store import Store
 from update_agent.update import Update
@@ -168,3 +168,20 @@ def test_a_hook_that_is_always_due_does_not_keep_the_server_away(daemon: Daemon)
     assert (wake.at <= now, wake.then) == (True, "refresh")
     daemon.pool.set_server(control.parse_value(document), daemon.update.id, now)
     assert point._next_wake(now, None).then == "hooks"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_decision_does_not_wait_for_a_server_that_does_not_answer(daemon: Daemon, resumed: bool) -> None:
+    point = ControlPoint(daemon, daemon.flow["control.reboot"], resumed=resumed)
+    point._paused = not resumed
+    asked: list[bool] = []
+
+    def report(*_: object, give_up: Callable[[], bool]) -> Reply:
+        asked.append(give_up())
+        daemon.decisions.pause([WIRE_POINTS[1]])
+        asked.append(give_up())
+        return Reply("failed", reason="given up")
+
+    daemon.remote.report = report  # type: ignore[assignment]
+    assert point._report() == "ok"
+    assert asked == [False, True]
