@@ -49,6 +49,15 @@ class Field:
         self.deployment = ""
         self.image = Path()
 
+    def until_known(self) -> None:
+        """Wait until the server has accepted the device."""
+        deadline = time.monotonic() + LIMIT_S
+        while not self.management.known_devices():
+            assert time.monotonic() < deadline, self.board.shell(
+                "tail -n 30 /data/log/update-agent.log"
+            ).output
+            time.sleep(0.2)
+
     def deploy(self, variant: str = "good", *scripts: str, pauses: tuple[str, ...] = ()) -> None:
         """Deploy version 2 in a variant."""
         artifact = self._artifacts(variant, *scripts)
@@ -138,10 +147,7 @@ def field(
         board = new_board(images("1"), settings={**SETTINGS, "ServerURL": f"http://{DESK}:{server.port}"})
         board.boot()
         field = Field(board, server, artifacts)
-        deadline = time.monotonic() + LIMIT_S
-        while not field.management.known_devices():
-            assert time.monotonic() < deadline, board.shell("tail -n 30 /data/log/update-agent.log").output
-            time.sleep(0.2)
+        field.until_known()
         yield field
 
 
@@ -181,29 +187,6 @@ def test_power_cut_while_writing_leaves_the_running_system(field: Field) -> None
     # Nothing of it is in the way of the next attempt.
     field.deployment = field.management.deploy("again", field.image.stem)
     field.ends_as("success", B, "2")
-
-
-def test_pause_survives_power_cuts_at_every_point(field: Field) -> None:
-    field.deploy(pauses=tuple(PAUSES))
-    for point, slot in zip(PAUSES, (A, A, B), strict=True):
-        field.until_paused(point)
-        before = field.board.read_env()
-        assert before.newer is not None
-        for _ in range(2):
-            assert field.cut_and_boot() == slot, f"paused at {point}"
-            field.until_paused(point)
-        field.management.continue_(field.deployment, point)
-    field.ends_as("success", B, "2")
-
-
-@pytest.mark.parametrize("point", PAUSES)
-def test_rollback_from_a_pause_after_a_power_cut(field: Field, point: str) -> None:
-    field.deploy(pauses=(point,))
-    field.until_paused(point)
-    field.cut_and_boot()
-    field.until_paused(point)
-    field.management.roll_back(field.deployment, point)
-    field.ends_as("failure", A, "1", "told to fail")
 
 
 @pytest.mark.parametrize(
