@@ -64,8 +64,11 @@ def _run_by_main() -> None:
 def _run(words: list[str]) -> None:
     """The command the words name. Raises SystemExit when it is done, UpdateError when it failed."""
     name = words[0] if words else ""
-    if name in SUBCOMMANDS and _is_there(SUBCOMMANDS[name][0]):
-        run = getattr(import_module(SUBCOMMANDS[name][0]), "run", None)
+    if name in SUBCOMMANDS:
+        try:
+            run = getattr(import_module(SUBCOMMANDS[name][0]), "run", None)
+        except ModuleNotFoundError:
+            run = None  # a part that is not there, or lacks something: told below
         if run is not None:
             sys.exit(run(words[1:]))
     command_line(name)(words, prog_name="ota")

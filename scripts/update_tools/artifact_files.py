@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import threading
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 from update_agent.errors import ArtifactError
 
+TYPE_CHECKING = False  # without loading typing
 if TYPE_CHECKING:
     from pathlib import Path
 
