@@ -58,7 +58,7 @@ class House:
         settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = None if settings.database_url else _lock(settings.data / "server.lock")
         self.db = open_database(settings.data, settings.database_url)
-        self.signer = _signer(self.db) if self.db.is_postgresql else Signer.load(settings.data / "server.key")
+        self.signer = open_signer(self.db, settings.data)
         self.store = open_store(settings)
         own_store(self.db, self.store)
         self.intake = Intake(self.db, self.store)
@@ -114,7 +114,12 @@ def open_store(settings: Settings) -> Store:
     return store
 
 
-def _signer(db: Database) -> Signer:
+def open_signer(db: Database, data: Path) -> Signer:
+    """The server's key: a file in the data folder, or in the database where processes share one."""
+    return _shared_signer(db) if db.is_postgresql else Signer.load(data / "server.key")
+
+
+def _shared_signer(db: Database) -> Signer:
     """The key that all processes share, made by the first one.
 
     Whoever reads this database can sign device tokens and links; it belongs to the server alone.

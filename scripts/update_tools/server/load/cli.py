@@ -38,6 +38,9 @@ def bench_server(
     flood: Annotated[float, typer.Option(help="Seconds of polls as fast as they go, each round.")] = 8.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 3,
     walkers: Annotated[int, typer.Option(min=1, help="Devices that take a deployment to its end.")] = 300,
+    authorized: Annotated[
+        int, typer.Option(min=1, help="Devices that authorize by request; the others are put in place.")
+    ] = 1000,
     output: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
     """Simulate devices with the real requests over real connections, and report what the server does.
@@ -50,7 +53,7 @@ def bench_server(
     settings = [
         Setting(*_kind(kind), count) for kind in servers or KINDS for count in devices or (1000, 10_000)
     ]
-    plan = Plan(flood, rounds, interval, seconds, walkers)
+    plan = Plan(flood, rounds, interval, seconds, walkers, authorized)
     console = Console(stderr=True)
     results = []
     with console.status("", spinner="line") as status:

@@ -30,16 +30,25 @@ class SimulatedDevice:
     token: str = ""
     installed: str = OLD
 
+    def identity(self) -> str:
+        """Its identity, as it sends it."""
+        mac = ":".join(f"{self.number >> shift & 255:02x}" for shift in (40, 32, 24, 16, 8, 0))
+        return f'{{"mac":"{mac}"}}'
+
+    def public_key(self) -> str:
+        """Its public key as PEM."""
+        pem = (
+            self._key()
+            .public_key()
+            .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
+        return pem.decode()
+
     def authorization(self) -> bytes:
         """The signed authorization request."""
-        key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"device {self.number}".encode()).digest())
-        pem = key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        mac = ":".join(f"{self.number >> shift & 255:02x}" for shift in (40, 32, 24, 16, 8, 0))
-        fields = {"id_data": f'{{"mac":"{mac}"}}', "pubkey": pem.decode(), "tier": "standard"}
+        fields = {"id_data": self.identity(), "pubkey": self.public_key(), "tier": "standard"}
         body = json.dumps(fields, separators=(",", ":")).encode()
-        signature = base64.b64encode(key.sign(body)).decode()
+        signature = base64.b64encode(self._key().sign(body)).decode()
         return request("POST", AUTH, body, signature=signature)
 
     def poll(self, *, is_last: bool = False) -> bytes:
@@ -79,6 +88,10 @@ class SimulatedDevice:
         """An inventory of usual size."""
         attributes = [{"name": f"attribute_{number}", "value": f"value {number}"} for number in range(20)]
         return self._send("PUT", "/api/devices/v1/inventory/device/attributes", attributes)
+
+    def _key(self) -> Ed25519PrivateKey:
+        seed = hashlib.sha256(f"device {self.number}".encode()).digest()
+        return Ed25519PrivateKey.from_private_bytes(seed)
 
     def _send(self, method: str, path: str, body: Any, is_last: bool = False) -> bytes:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()

@@ -55,6 +55,7 @@ class Crowd:
         self.tallies = {}
         work: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
             "authorize": self._authorize,
+            "know": self._know,
             "flood": self._flood,
             "pace": self._pace,
             "walk": self._walk,
@@ -78,6 +79,10 @@ class Crowd:
             connection.close()
 
         await asyncio.gather(*(worker(urls[number % len(urls)]) for number in range(connections)))
+
+    async def _know(self, first: int, tokens: list[str]) -> None:
+        """More devices, whose tokens are there already."""
+        self.devices += [SimulatedDevice(first + index, token) for index, token in enumerate(tokens)]
 
     async def _flood(self, urls: list[str], seconds: float, connections: int) -> None:
         """Polls as fast as answers come, over kept connections: what the server can do at most."""

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sqlalchemy import insert
+
 from update_agent.errors import UpdateError
 from update_tools import artifact
-from update_tools.server import run
-from update_tools.server.load.devices import DEVICE_TYPE, NEW
+from update_tools.server import auth, run
+from update_tools.server.db import Device, DeviceKey, new_id
+from update_tools.server.load.devices import DEVICE_TYPE, NEW, SimulatedDevice
 from update_tools.server.postgres import Postgres
+from update_tools.server.settings import open_database, open_signer
 
 TICKS = os.sysconf("SC_CLK_TCK")
 CONNECTIONS = 32
@@ -34,6 +38,7 @@ class Plan:
     interval_s: float = 30.0
     pace_s: float = 60.0
     walkers: int = 300
+    authorized: int = 1000
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,13 @@ def measure(setting: Setting, plan: Plan, say: Say) -> dict[str, Any]:
     """One setting on fresh servers. Returns rates, latencies, errors, memory and CPU time."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ota-bench-")))
-        options: list[str] = []
+        database_url = ""
         if setting.database == "postgresql":
-            postgres = stack.enter_context(Postgres())
-            options = ["--database-url", postgres.url("bench")]
+            database_url = stack.enter_context(Postgres()).url("bench")
+        options = ["--database-url", database_url] if database_url else []
         servers = [
-            stack.enter_context(run.start(folder / f"server{number}", auto_accept=True, options=options))
-            for number in range(setting.processes)
+            stack.enter_context(run.start(folder / "data", auto_accept=True, options=options))
+            for _ in range(setting.processes)
         ]
         bare = stack.enter_context(_bare())
         crowd = Crowd()
@@ -93,9 +98,13 @@ def measure(setting: Setting, plan: Plan, say: Say) -> dict[str, Any]:
 
         say(f"{setting.name}: authorizing")
         result: dict[str, Any] = {"setting": setting.name}
+        by_request = min(setting.devices, plan.authorized)
         result["authorize"] = crowd.do(
-            "authorize", urls=urls, first=0, count=setting.devices, connections=CONNECTIONS
+            "authorize", urls=urls, first=0, count=by_request, connections=CONNECTIONS
         )
+        if by_request < setting.devices:
+            tokens = _settle_devices(folder / "data", database_url, by_request, setting.devices)
+            crowd.do("know", first=by_request, tokens=tokens)
         say(f"{setting.name}: first polls")
         first = min(20.0, setting.devices / 150)
         result["first polls"] = crowd.do("pace", urls=urls, interval_s=first, seconds=first)
@@ -168,6 +177,40 @@ def _python(module: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     argv = [sys.executable, "-m", module]
     return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _settle_devices(data: Path, database_url: str, first: int, end: int) -> list[str]:
+    """Accepted devices straight into the database, as their authorizations would leave them; their tokens."""
+    db = open_database(data, database_url)
+    try:
+        signer = open_signer(db, data)
+        rows = []
+        keys = []
+        for number in range(first, end):
+            device = SimulatedDevice(number)
+            device_id, key_id = new_id(), new_id()
+            rows.append({"id": device_id, "identity": device.identity(), "status": "accepted"})
+            keys.append(
+                DeviceKey(
+                    id=key_id,
+                    device_id=device_id,
+                    public_key=device.public_key(),
+                    kind="Ed25519",
+                    status="accepted",
+                )
+            )
+        with db.write() as session:
+            session.execute(insert(Device), rows)
+            session.execute(
+                insert(DeviceKey),
+                [
+                    {name: getattr(key, name) for name in ("id", "device_id", "public_key", "kind", "status")}
+                    for key in keys
+                ],
+            )
+        return [auth.issue_token(signer, key) for key in keys]
+    finally:
+        db.close()
 
 
 def _deploy(server: run.Server, folder: Path) -> str:
