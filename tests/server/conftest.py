@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -71,6 +72,10 @@ class ThreadServer:
             waiting += getattr(getattr(route, "original_router", route), "routes", None) or ()
         return found
 
+    def connections(self) -> int:
+        """How many are open, of devices, browsers and tests."""
+        return len(self._server.server_state.connections)
+
     def http(self) -> httpx.Client:
         """For a test's own requests to the management API."""
         return httpx.Client(base_url=self.url, headers=self.auth, timeout=30)
@@ -91,8 +96,8 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Callable[[], str]]:
-    """Addresses of fresh databases with today's tables, on a real PostgreSQL."""
+def postgresql() -> Iterator[Postgres]:
+    """A real PostgreSQL, empty."""
     try:
         server = Postgres(is_durable=False)
     except UpdateError as error:
@@ -100,11 +105,24 @@ def postgres() -> Iterator[Callable[[], str]]:
             pytest.fail(str(error))
         pytest.skip(str(error))
     with server:
-        db = Database(server.url("model"))
-        db.upgrade()
-        db.close()
-        numbers = iter(range(10_000))
-        yield lambda: server.url(f"test{next(numbers)}", "model")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(postgresql: Postgres) -> Callable[[], str]:
+    """Addresses of fresh databases with today's tables, on it."""
+    db = Database(postgresql.url("model"))
+    db.upgrade()
+    db.close()
+    numbers = itertools.count()
+    return lambda: postgresql.url(f"test{next(numbers)}", "model")
+
+
+@pytest.fixture(scope="session")
+def empty_postgres(postgresql: Postgres) -> Callable[[], str]:
+    """Addresses of databases without tables."""
+    numbers = itertools.count()
+    return lambda: postgresql.url(f"empty{next(numbers)}")
 
 
 class Bucket:

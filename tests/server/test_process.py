@@ -14,14 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import DateTime, Text
 from tests.server.fake_device import FakeDevice
 
 from update_agent.errors import UpdateError
-from update_tools.server.database import Database
-from update_tools.server.db import Base, Json, Moment
 from update_tools.server.run import start
 
 
@@ -63,28 +58,6 @@ def test_the_key_is_private(tmp_path: Path) -> None:
     with start(tmp_path / "data"):
         assert (tmp_path / "data" / "server.key").stat().st_mode & 0o777 == 0o600
         assert (tmp_path / "data").stat().st_mode & 0o077 == 0
-
-
-def test_migrations_make_the_tables_of_this_version(tmp_path: Path) -> None:
-    db = Database.at(tmp_path / "server.db")
-    db.upgrade()
-    db.upgrade()
-    with db.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": _compare_type})
-        assert compare_metadata(context, Base.metadata) == []
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
-        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
-    db.close()
-
-
-def _compare_type(
-    _context: object, _column: object, _meta: object, stored: object, wanted: object
-) -> bool | None:
-    if isinstance(wanted, Json):
-        return not isinstance(stored, Text)
-    if isinstance(wanted, Moment):
-        return not isinstance(stored, DateTime)
-    return None
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:

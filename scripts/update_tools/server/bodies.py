@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from update_tools.server.faults import BadRequest, Refusal, TooLarge
 
 STALL_S = 60.0  # no byte for so long: the other side is gone, or wants to keep us busy
+WHOLE_S = 300.0  # for a body that is read as a whole; uploads may take as long as they move
 
 DRAINED_BYTES = 8 << 20
 
@@ -44,12 +45,16 @@ async def read_limited(request: Request, limit_bytes: int) -> bytes:
         raise TooLarge(f"the body has {announced} bytes, at most {limit_bytes} are taken here")
     body = bytearray()
     received = 0
-    async for chunk in chunks(request):
-        received += len(chunk)
-        if received <= limit_bytes:
-            body += chunk
-        elif received > limit_bytes + DRAINED_BYTES:
-            break
+    try:
+        async with asyncio.timeout(WHOLE_S):
+            async for chunk in chunks(request):
+                received += len(chunk)
+                if received <= limit_bytes:
+                    body += chunk
+                elif received > limit_bytes + DRAINED_BYTES:
+                    break
+    except TimeoutError:
+        raise Refusal(f"the body took longer than {WHOLE_S:.0f} s", status=408) from None
     if received > limit_bytes:
         raise TooLarge(f"the body is longer than the {limit_bytes} bytes taken here")
     return bytes(body)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+TAKE_TIMEOUT_MS = 300_000
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 token_app = typer.Typer(no_args_is_help=True, help="API tokens for programs.")
@@ -341,6 +342,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)
+        # The last bytes of an answer are the system's to deliver, but not for ever. Connections inherit it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TAKE_TIMEOUT_MS)
     except OSError as error:
         raise UpdateError(
             f"cannot listen on {host} port {port}: {error.strerror}",

@@ -7,7 +7,6 @@ closed unless somebody opens it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from http.cookies import CookieError, SimpleCookie
@@ -20,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from update_tools.server import accounts
-from update_tools.server.faults import BadRequest, Forbidden, Refusal, Unauthorized, Unavailable
+from update_tools.server.faults import BadRequest, Forbidden, Refusal, TooLarge, Unauthorized, Unavailable
 from update_tools.server.settings import House, is_local_name
 from update_tools.server.who import EVERYBODY, NOBODY, Who
 
@@ -45,7 +44,8 @@ SCOPE_RULES = (
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 SESSION_COOKIE = "ota_session"
 FORM_HEADER = "x-csrf-token"
-SEND_STALL_S = 300.0  # device-api.md section 1: a transfer without progress for so long is broken
+BODY_LIMIT_BYTES = 16 << 20  # of all but artifacts; device requests have their own, smaller ones
+UPLOAD_PATHS = ("/api/management/v1/deployments/artifacts", "/releases")
 
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; "
@@ -79,8 +79,7 @@ class Door:
                 headers["x-request-id"] = request_id
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
-            async with asyncio.timeout(SEND_STALL_S):
-                await send(message)
+            await send(message)
 
         answer: Response | None = None
         try:
@@ -91,10 +90,8 @@ class Door:
                     answer = self._check_person(scope, state["who"])
             except Refusal as refusal:
                 answer = refuse(Request(scope), refusal)
-            await (answer or self.app)(scope, receive, sending)
-        except TimeoutError:
-            log.info("%s: the receiver took no data for %.0f s", request_id, SEND_STALL_S)
-            raise
+            taking = receive if scope["path"].startswith(UPLOAD_PATHS) else _limited(receive)
+            await (answer or self.app)(scope, taking, sending)
         finally:
             # The path only: queries carry link signatures.
             name = state["who"].name
@@ -106,6 +103,10 @@ class Door:
         host = headers.get("host", "")
         if not host or any(char in host for char in "/\\@?#<>\"' "):
             raise BadRequest("the Host header is missing or malformed")
+        length = headers.get("content-length", "")
+        is_upload = scope["path"].startswith(UPLOAD_PATHS)
+        if length.isdigit() and int(length) > BODY_LIMIT_BYTES and not is_upload:
+            raise TooLarge(f"the body has {length} bytes, at most {BODY_LIMIT_BYTES} are taken here")
         if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
             raise BadRequest("the address has a NUL in it")
 
@@ -216,6 +217,19 @@ def answer(request: Request, status: int, message: str) -> Response:
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": message, "request_id": request_id}, status_code=status)
     return error_page(request, status, message, request_id)
+
+
+def _limited(receive: Receive) -> Receive:
+    """The body without its announced length, up to the limit; then it is as if the sender hung up."""
+    received = 0
+
+    async def receiving() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        return message if received <= BODY_LIMIT_BYTES else {"type": "http.disconnect"}
+
+    return receiving
 
 
 def _cookie(headers: Headers, name: str) -> str:

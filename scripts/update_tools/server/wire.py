@@ -8,6 +8,7 @@ import asyncio
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 HEAD_S = 20.0  # from connecting, or from a request's first byte, to the end of its head
+SEND_STALL_S = 300.0  # device-api.md section 1: a transfer without progress for so long is broken
 
 LATE = (
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
@@ -17,9 +18,10 @@ LATE = (
 
 
 class TimedProtocol(H11Protocol):
-    """HTTP/1.1 with a time limit for the head. Bodies have theirs in bodies.py, answers in door.py."""
+    """HTTP/1.1 with time limits for a request's head and for taking the answer; bodies.py has the body's."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -33,9 +35,29 @@ class TimedProtocol(H11Protocol):
         else:
             self._disarm()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._waits_for_head():  # the next request has begun, and its rest may not come
+            self._arm()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # The transport's close() would wait for what nobody takes.
+        self._send_timer = self.loop.call_later(SEND_STALL_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._forget_send_timer()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._forget_send_timer()
         super().connection_lost(exc)
+
+    def _forget_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
     def _waits_for_head(self) -> bool:
         """Whether a request's head is due: nothing came yet, or a part of a head."""
