@@ -25,12 +25,12 @@ _LEVELS = {"none": (), "gzip": (), "zstd": ("--level", "3")}
 class Bench:
     """Writes, validates and reads in a folder of memory."""
 
-    def __init__(self, material: Material, folder: Path, report: Report) -> None:
+    def __init__(self, material: Material, folder: Path, report: Report, *, with_peer: bool) -> None:
         self._material = material
         self._folder = folder
         self._report = report
-        self._peer = shutil.which(PEER)
-        if not self._peer:
+        self._peer = shutil.which(PEER) if with_peer else None
+        if with_peer and not self._peer:
             report.notes.append(f"{PEER} is not here: apt-get install {PEER}")
 
     def run(self) -> None:

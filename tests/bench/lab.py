@@ -79,7 +79,7 @@ class Lab:
                 for case in install.cases(place):
                     bench.run(case, warm_up=number == 0)
             if place == "ram":
-                bench.upgrade(agents)
+                bench.upgrade()
 
     def _machine(self) -> None:
         folder, slot = self._folder("machine")
@@ -139,7 +139,7 @@ class Lab:
         stuff = material(self._options.size, quick=self._options.quick)
         folder = self._work / "desk"
         folder.mkdir()
-        bench = desk.Bench(stuff, folder, self._report)
+        bench = desk.Bench(stuff, folder, self._report, with_peer=not self._options.no_peers)
         for number in range(self._options.rounds):
             say(f"desk: round {number + 1}")
             bench.run()

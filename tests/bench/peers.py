@@ -120,6 +120,7 @@ class Rauc(Agent):
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
+        run(["mount", "-t", "tmpfs", "tmpfs", device.root / "tmp"])  # for the bundles it downloads
         device.add_loop_nodes()
         device.write("etc/rauc/system.conf", _RAUC_CONF)
         device.write("etc/bench/bus.conf", _BUS_CONF)
