@@ -45,13 +45,13 @@ def run(idlers: Sequence[Idler], report: Report, *, settle_s: float, window_s: f
     began = time.monotonic()
     time.sleep(window_s)
     for idler in idlers:
-        switches, cpu_ns = _activity(idler.pid)
+        after = _activity(idler.pid)
         elapsed = time.monotonic() - began
-        if not switches:
+        if not after:
             raise BenchError(f"{idler.name} is not running any more")
         memory = _memory(idler.pid)
-        woken = (switches - before[idler.name][0]) / elapsed * 60
-        used = (cpu_ns - before[idler.name][1]) / 1e9 / elapsed * 3600
+        woken = _change(before[idler.name], after, 0) / elapsed * 60
+        used = _change(before[idler.name], after, 1) / 1e9 / elapsed * 3600
         for metric, unit, number in (
             ("RSS", "MiB", memory.rss),
             ("RSS without libc", "MiB", memory.alone),
@@ -83,16 +83,21 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-def _activity(pid: int) -> tuple[int, int]:
-    """Context switches of all threads of all processes, and their CPU in ns."""
-    switches = cpu = 0
+def _activity(pid: int) -> dict[int, tuple[int, int]]:
+    """Of each thread of each process: context switches, and CPU in ns."""
+    found = {}
     for member in _tree(pid):
         for task in Path(f"/proc/{member}/task").iterdir():
-            cpu += int((task / "schedstat").read_text().split()[0])
-            for line in (task / "status").read_text().splitlines():
-                if line.startswith(("voluntary_ctxt", "nonvoluntary_ctxt")):
-                    switches += int(line.split()[1])
-    return switches, cpu
+            cpu_ns = int((task / "schedstat").read_text().split()[0])
+            lines = (task / "status").read_text().splitlines()
+            switches = sum(int(line.split()[1]) for line in lines if "voluntary_ctxt" in line)
+            found[int(task.name)] = (switches, cpu_ns)
+    return found
+
+
+def _change(before: dict[int, tuple[int, int]], after: dict[int, tuple[int, int]], which: int) -> int:
+    """What the threads that are there at the end have done since; those that began meanwhile, all of it."""
+    return sum(numbers[which] - before.get(thread, (0, 0))[which] for thread, numbers in after.items())
 
 
 def _memory(pid: int) -> Memory:
