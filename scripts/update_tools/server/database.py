@@ -50,7 +50,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self.is_postgresql = url.startswith("postgresql")
+        self.is_postgresql = not url.startswith("sqlite:")
         self.url = url
         self.on_change: Callable[[frozenset[str]], None] | None = None
         self.engine = _postgresql(url) if self.is_postgresql else _sqlite(url)
