@@ -20,7 +20,7 @@ from update_agent.errors import UpdateError
 from update_tools import artifact
 from update_tools.server import auth, run
 from update_tools.server.db import Device, DeviceKey, new_id
-from update_tools.server.load.devices import DEVICE_TYPE, NEW, SimulatedDevice
+from update_tools.server.load.devices import DEVICE_TYPE, NEW, OLD, SimulatedDevice
 from update_tools.server.postgres import Postgres
 from update_tools.server.settings import open_database, open_signer
 
@@ -150,6 +150,7 @@ def _flood(
         values[f"{name}_p99_s"] = poll["p99_s"]
         values[f"{name}_cpu_us"] = (_cpu_s(who) - before) / max(poll["count"], 1) * 1e6
         values[f"{name}_errors"] = sum(poll["errors"].values())
+    values["load"] = os.getloadavg()[0]
     values["ratio"] = values["bare_per_s"] / values["poll_per_s"]
     values["cpu_ratio"] = values["poll_cpu_us"] / values["bare_cpu_us"]
     return values
@@ -174,9 +175,17 @@ def _bare() -> Iterator[Bare]:
 
 
 def _python(module: str) -> subprocess.Popen[str]:
+    # In a session of its own like the server: the kernel shares the processor between sessions.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     argv = [sys.executable, "-m", module]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def _settle_devices(data: Path, database_url: str, first: int, end: int) -> list[str]:
@@ -189,7 +198,8 @@ def _settle_devices(data: Path, database_url: str, first: int, end: int) -> list
         for number in range(first, end):
             device = SimulatedDevice(number)
             device_id, key_id = new_id(), new_id()
-            rows.append({"id": device_id, "identity": device.identity(), "status": "accepted"})
+            row = {"id": device_id, "identity": device.identity(), "status": "accepted"}
+            rows.append({**row, "device_type": DEVICE_TYPE, "artifact_name": OLD})
             keys.append(
                 DeviceKey(
                     id=key_id,
