@@ -137,8 +137,7 @@ class Tree:
                 changed.append(os.path.dirname(changed[-1]))
             for directory in (self.path, self / "header", self / "tmp"):
                 os.makedirs(directory, mode=0o700)
-            for name, content in files.items():
-                write(self / name, content)
+            write([(self / name, content) for name, content in files.items()])
             for directory in changed:
                 sync_directory(directory)
         except OSError as error:

@@ -255,9 +255,8 @@ def install_scripts(directory: str, scripts: Sequence[tuple[str, bytes]]) -> Non
         remove_tree(directory)
         if scripts:
             os.makedirs(directory, mode=0o755)
-            for name, content in scripts:
-                write(os.path.join(directory, name), content, 0o700)
-            write(os.path.join(directory, "version"), b"3\n", 0o644)
+            write([(os.path.join(directory, name), content) for name, content in scripts], 0o700)
+            write([(os.path.join(directory, "version"), b"3\n")], 0o644)
             sync_directory(directory)
         if os.path.isdir(parent):
             sync_directory(parent)

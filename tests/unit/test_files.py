@@ -14,11 +14,29 @@ from update_agent.files import remove_tree, write
 def test_write_sets_content_and_mode_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o777)
     try:
-        write(str(tmp_path / "file"), b"x" * 100_000, 0o751)
+        write([(str(tmp_path / "file"), b"x" * 100_000), (str(tmp_path / "empty"), b"")], 0o751)
     finally:
         os.umask(before)
     assert (tmp_path / "file").read_bytes() == b"x" * 100_000
-    assert (tmp_path / "file").stat().st_mode & 0o7777 == 0o751
+    for name in ("file", "empty"):
+        assert (tmp_path / name).stat().st_mode & 0o7777 == 0o751
+
+
+def test_any_number_of_files_is_synced_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    names = [str(tmp_path / f"{number:04d}") for number in range(1500)]
+    before = len(os.listdir("/proc/self/fd"))
+    write([(name, name.encode()) for name in names])
+    assert synced == names
+    assert [Path(name).read_text() for name in names] == names
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_write_neither_replaces_nor_follows(tmp_path: Path) -> None:
@@ -26,7 +44,7 @@ def test_write_neither_replaces_nor_follows(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for name in ("there", "link"):
         with pytest.raises(FileExistsError):
-            write(str(tmp_path / name), b"new")
+            write([(str(tmp_path / name), b"new")])
     assert (tmp_path / "there").read_text() == "old"
     assert not (tmp_path / "elsewhere").exists()
 
