@@ -14,10 +14,9 @@ artifact-v3.md sections 1 to 7.
 
 from __future__ import annotations
 
-import hashlib
-
 from update_agent import signature
 from update_agent.compression import DEFAULT_MEMORY_LIMIT_BYTES, NAMES, decompress
+from update_agent.digest import sha256
 from update_agent.errors import ArtifactError
 from update_agent.header import Header, load_json, read_header
 from update_agent.provides import check_depends
@@ -61,7 +60,7 @@ class PayloadFile:
         """SHA-256 in hex, from the manifest."""
         self.verified = False
         self._tar = tar
-        self._hash = hashlib.sha256()
+        self._hash = sha256()
         self._hashed = 0
 
     @property
@@ -207,7 +206,7 @@ class Reader:
         if suffix is None:
             raise self._unexpected(member, "header.tar (with .gz, .xz, .zst or without)")
         packed = self._outer.read_whole(member, MAX_HEADER_BYTES)
-        digest = hashlib.sha256(packed).hexdigest()
+        digest = sha256(packed).hexdigest()
         if digest != self._header_digest:
             raise _wrong_checksum(member.name, self._header_digest, digest)
         source = decompress(_Bytes(packed), suffix, member.name, self._memory_limit)
@@ -309,7 +308,7 @@ def _parse_manifest(data: bytes, version: bytes) -> tuple[str, dict[str, str]]:
         raise ArtifactError("the artifact's manifest does not list version")
     if not header:
         raise ArtifactError("the artifact's manifest does not list header.tar")
-    found = hashlib.sha256(version).hexdigest()
+    found = sha256(version).hexdigest()
     if found != digests["version"]:
         raise _wrong_checksum("version", digests["version"], found)
     return header, files

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 
+from update_agent.digest import sha256
 from update_agent.errors import SlotError
 from update_agent.native import address, is_equal
 from update_agent.ring import BLOCK_BYTES, aligned
@@ -49,7 +49,7 @@ class Medium:
         self._name = name
         self._size = 0
         self._unflushed = 0
-        self._samples = hashlib.sha256()
+        self._samples = sha256()
         self._old = aligned(BLOCK_BYTES)
         self._old_address = address(self._old)
         self._flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT
@@ -132,7 +132,7 @@ class Medium:
             raise _differs(self._name, f"in the {len(new)} bytes from byte {position} on")
 
     def _check_samples(self) -> None:
-        digest = hashlib.sha256()
+        digest = sha256()
         for position in range(0, self._size, SAMPLE_EVERY_BYTES):
             want = _sample_bytes(self._size - position)
             digest.update(self._old[: self._read(position, want)])
@@ -224,7 +224,7 @@ class Volume:
 def read_back(fd: int, name: str, size: int, digest: str) -> None:
     """Read what was written and flushed, from the medium, and compare the digests. Raises SlotError."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    found = hashlib.sha256()
+    found = sha256()
     buffer = aligned(BLOCK_BYTES)
     position = 0
     while position < size:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import binascii
 import email.utils
-import hashlib
 import json
 import time
 
 from update_agent import connection, identity, inventory, logupload
 from update_agent.connection import Connector, Url
+from update_agent.digest import sha256
 from update_agent.errors import ClockError, ServerError
 from update_agent.keys import DeviceKey
 from update_agent.remote import ABORTED, FAILED, GONE, NOTHING, OK, Reply
@@ -254,7 +254,7 @@ class Api:
             last_sum = ""
         attributes = inventory.collect(self._config.inventory_dir(), provides, self._log)
         body = json.dumps(attributes, separators=(",", ":")).encode()
-        checksum = hashlib.sha256(body).hexdigest()
+        checksum = sha256(body).hexdigest()
         if checksum == last_sum:
             self._log.debug("The inventory has not changed")
             return Reply(OK, checksum)

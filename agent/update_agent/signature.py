@@ -9,9 +9,9 @@ Nothing touches the disk: key, signature and digest reach openssl through memory
 from __future__ import annotations
 
 import binascii
-import hashlib
 import os
 
+from update_agent.digest import sha256
 from update_agent.errors import ArtifactError, ProcError
 from update_agent.proc import output
 
@@ -99,7 +99,7 @@ def verify(key: Key, manifest: bytes, signature: bytes) -> bool:
     """Whether the key made this signature (raw bytes). Raises ArtifactError without openssl."""
     if key.kind == "Ed25519":
         return _openssl(key, manifest, signature, ["-rawin"])
-    digest = hashlib.sha256(manifest).digest()
+    digest = sha256(manifest).digest()
     options = ["-pkeyopt", "digest:sha256"]
     if key.kind == "RSA":
         return _openssl(key, digest, signature, [*options, "-pkeyopt", "rsa_padding_mode:pkcs1"])

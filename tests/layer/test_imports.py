@@ -23,7 +23,7 @@ PACKAGES = {
         warnings weakref zlib
     """,
     "python3-compression": "gzip tarfile zipfile",
-    "python3-crypt": "hashlib",
+    "python3-crypt": "_hashlib hashlib",
     "python3-ctypes": "ctypes",
     "python3-datetime": "datetime zoneinfo",
     "python3-email": "email",
