@@ -115,7 +115,7 @@ def main(work: Path, former: str) -> None:
         (work / "state").mkdir()
         device = Device(work, former)
         by_hand(device)
-        in_a_deployment(device, Management(server.url))
+        in_a_deployment(device, server.management())
 
 
 if __name__ == "__main__":
