@@ -7,23 +7,28 @@ restarted is tried again, ever more slowly, and never stops an update.
 
 from __future__ import annotations
 
+import socket
 import time
 
-from update_agent import bus_wire as wire
+from jeepney import DBusAddress, HeaderFields, MessageFlag, MessageType, Parser, new_error, new_signal
+from jeepney.auth import BEGIN, Authenticator
+from jeepney.bus import find_system_bus
+from jeepney.bus_messages import DBusNameFlags, message_bus
+from jeepney.wrappers import new_method_return
+
 from update_agent.bus_objects import AUTHENTICATION, INTERFACES, OWN, PROPERTIES, BusError, Objects
-from update_agent.bus_wire import Authenticator, Message, Parser, WireError
-from update_agent.lean import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from jeepney import Message
 
     from update_agent.daemon import Daemon
 
 _SEND_S = 2.0  # a bus that takes nothing for so long is given up
 _GREETING_S = 15.0  # from connecting to having a name
 _RETRY_MAX_S = 60.0
-_NAME_FLAGS = 1 | 2  # allow replacement, replace the one that has it
 _OWNER = {1: "has", 2: "waits for", 4: "has"}  # replies to RequestName; 3 needs a flag that we do not set
 
 
@@ -40,7 +45,7 @@ class Bus:
         self._parser = Parser()
         self._serial = 0
         self._pending: dict[int, str] = {}  # serials of our own calls, and what they ask for
-        self._is_authenticated = self._is_greeted = False
+        self._is_greeted = False
         self._retry_s = 1.0
         self._told: dict[str, tuple[str, Any]] = {}
         self._complaint = ""
@@ -58,19 +63,20 @@ class Bus:
         self._parser = Parser()
         self._pending = {}
         self._serial = 0
-        self._is_authenticated = self._is_greeted = False
+        self._is_greeted = False
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         connection.settimeout(_SEND_S)
         try:
-            connection.connect(wire.system_bus())
-        except (OSError, ValueError) as error:  # the latter: an address of no use
+            # DBUS_SYSTEM_BUS_ADDRESS, or the usual place.
+            connection.connect(find_system_bus())
+        except (OSError, RuntimeError, ValueError) as error:  # the latter two: an address of no use
             connection.close()
             self._retry(f"cannot connect: {error}")
             return
         self._socket = connection
         self._loop.watch(connection.fileno(), self._readable)
         self._loop.call_at(time.monotonic() + _GREETING_S, self._too_slow)
-        self._send(self._auth.hello())
+        self._send(self._auth.data_to_send() or b"")
 
     def _too_slow(self) -> None:
         self._lose(f"no greeting within {_GREETING_S:.0f} s")
@@ -108,7 +114,7 @@ class Bus:
 
     def _post(self, message: Message) -> int:
         self._serial += 1
-        self._send(message.encode(self._serial))
+        self._send(message.serialise(serial=self._serial))
         return self._serial
 
     def _readable(self) -> None:
@@ -120,24 +126,24 @@ class Bus:
             return
         if not data:
             self._lose("the bus closed the connection")
-        elif self._is_authenticated:
-            self._parser.feed(data)
+        elif self._auth.authenticated:
+            self._parser.add_data(data)
             self._take_messages()
         else:
             self._authenticate(data)
 
     def _authenticate(self, data: bytes) -> None:
         try:
-            self._is_authenticated = self._auth.feed(data)
-        except WireError as error:
+            self._auth.feed(data)
+        except ValueError as error:
             self._lose(str(error))
             return
-        if self._is_authenticated:
-            self._send(Authenticator.BEGIN)
-            self._ask("greeting", wire.call_bus("Hello"))
+        if self._auth.authenticated:
+            self._send(BEGIN)
+            self._ask("greeting", message_bus.Hello())
+            flags = DBusNameFlags.allow_replacement | DBusNameFlags.replace_existing
             for interface in INTERFACES:
-                request = wire.call_bus("RequestName", "su", (interface.bus_name, _NAME_FLAGS))
-                self._ask(interface.bus_name, request)
+                self._ask(interface.bus_name, message_bus.RequestName(interface.bus_name, flags))
 
     def _ask(self, what: str, message: Message) -> None:
         self._pending[self._post(message)] = what
@@ -147,47 +153,46 @@ class Bus:
     def _take_messages(self) -> None:
         while self._socket is not None:
             try:
-                message = self._parser.next()
-            except WireError as error:
-                if self._parser.is_lost:
-                    self._lose(str(error))
-                    return
-                # The bus checks what it passes on; what cannot be read all the same is left out.
-                self._log.debug(f"D-Bus: {error}")
+                message = self._parser.get_next_message()
+            except Exception as error:
+                # The bus checks what it passes on; what jeepney cannot read all the same is left out.
+                self._log.debug(f"D-Bus: a message could not be read: {error!r}")
+                self._parser.next_msg_size = None
                 continue
             if message is None:
                 return
-            if message.kind == wire.METHOD_CALL:
+            kind = message.header.message_type
+            if kind is MessageType.method_call:
                 self._answer(message)
-            elif message.kind == wire.SIGNAL:
+            elif kind is MessageType.signal:
                 self._note_name(message)
             else:
                 self._take_reply(message)
 
     def _answer(self, message: Message) -> None:
-        fields = message.fields
+        fields = message.header.fields
         try:
             signature, body = self._objects.call(
-                fields["path"],
-                fields.get("interface"),
-                fields["member"],
-                fields.get("signature", ""),
+                fields[HeaderFields.path],
+                fields.get(HeaderFields.interface),
+                fields[HeaderFields.member],
+                fields.get(HeaderFields.signature, ""),
                 message.body,
             )
-            reply = message.reply(signature, body)
+            reply = new_method_return(message, signature or None, body)
         except BusError as error:
-            reply = message.refuse(error.name, error.message)
-        if not message.flags & wire.NO_REPLY_EXPECTED:
+            reply = new_error(message, error.name, "s", (error.message,))
+        if not message.header.flags & MessageFlag.no_reply_expected:
             self._post(reply)
 
     def _take_reply(self, message: Message) -> None:
         """The reply to a call of ours: greeting or name."""
-        what = self._pending.pop(message.fields.get("reply_serial", 0), "")
+        what = self._pending.pop(message.header.fields.get(HeaderFields.reply_serial, 0), "")
         if not what:
             return
-        if message.kind == wire.ERROR:
+        if message.header.message_type is MessageType.error:
             # Without a name of its own it still serves the others.
-            reason = message.body[0] if message.body else message.fields["error_name"]
+            reason = message.body[0] if message.body else message.header.fields[HeaderFields.error_name]
             self._log.error(
                 f"D-Bus: {what} was refused: {reason}; is the policy in /usr/share/dbus-1/system.d?"
             )
@@ -201,10 +206,11 @@ class Bus:
 
     def _note_name(self, message: Message) -> None:
         """Another program may replace us; the bus gives the name back when that ends."""
-        fields = message.fields
-        if fields.get("sender") != "org.freedesktop.DBus" or not self._is_greeted:
+        fields = message.header.fields
+        if fields.get(HeaderFields.sender) != "org.freedesktop.DBus" or not self._is_greeted:
             return
-        if fields.get("member") == "NameLost":
+        member = fields.get(HeaderFields.member)
+        if member == "NameLost":
             self._log.warning(f"D-Bus: another program has taken {message.body[0]}")
 
     # Signals
@@ -225,4 +231,4 @@ class Bus:
             self._emit(AUTHENTICATION.path, name, "JwtTokenStateChange", "ss", body)
 
     def _emit(self, path: str, interface: str, name: str, signature: str, body: tuple[Any, ...]) -> None:
-        self._post(wire.signal(path, interface, name, signature, body))
+        self._post(new_signal(DBusAddress(path, interface=interface), name, signature, body))

@@ -109,7 +109,7 @@ RDEPENDS:${PN} = " \
 "
 # Artifacts compressed with zstd; without the library they are refused with a message.
 RRECOMMENDS:${PN} = "libzstd"
-RDEPENDS:${PN}-dbus = "${PN}"
+RDEPENDS:${PN}-dbus = "${PN} python3-jeepney"
 RDEPENDS:${PN}-modules = "${PN}"
 RDEPENDS:${PN}-bash-completion = "bash-completion"
 RDEPENDS:${PN}-source = "${PN}"

@@ -30,7 +30,7 @@ VARIANTS = ("good", "panic", "no-kernel")
 
 PACKAGES = (
     *("busybox-static", "ca-certificates", "dbus-bin", "dbus-daemon", "dbus-system-bus-common", "libgcc-s1"),
-    *("libubootenv-tool", "libzstd1", "openssl", "python3.11"),
+    *("libubootenv-tool", "libzstd1", "openssl", "python3.11", "python3-jeepney"),
 )
 _PROGRAMS = ("python3.11", "dbus-daemon", "dbus-send", "dbus-monitor", "fw_printenv", "openssl", "busybox")
 # Opened by name while running, so no program names them: thread cancellation, compression by ctypes.
@@ -100,11 +100,15 @@ def _select(everything: Path, into: Path, triplet: str) -> None:
         take(_library(everything, name, triplet))
     for loader in (into / "usr/lib" / triplet).glob("ld-linux*"):  # programs name it without the triplet
         (into / "usr/lib" / loader.name).symlink_to(f"{triplet}/{loader.name}")
-    for path in sorted((everything / _PYTHON).rglob("*")):
-        unused = any(_PYTHON_UNUSED.fullmatch(part) for part in path.relative_to(everything / _PYTHON).parts)
-        if path.is_file() and not unused and path.suffix in {".py", ".so"}:
-            take(path)
+    for library in (_PYTHON, "usr/lib/python3/dist-packages/jeepney"):
+        for path in sorted((everything / library).rglob("*")):
+            unused = any(
+                _PYTHON_UNUSED.fullmatch(part) for part in path.relative_to(everything / library).parts
+            )
+            if path.is_file() and not unused and path.suffix in {".py", ".so"}:
+                take(path)
     compile_python(into / _PYTHON, f"/{_PYTHON}")
+    compile_python(into / "usr/lib/python3/dist-packages/jeepney", "/usr/lib/python3/dist-packages/jeepney")
     lines = (_FILES / "applets").read_text().splitlines()
     for applet in " ".join(line for line in lines if not line.startswith("#")).split():
         if not (into / "usr/bin" / applet).exists():

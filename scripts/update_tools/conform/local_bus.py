@@ -39,6 +39,8 @@ def missing() -> str:
     """What a bus needs and this machine lacks; empty if nothing."""
     if importlib.util.find_spec("update_agent.bus") is None:
         return "an agent that serves D-Bus"
+    if importlib.util.find_spec("jeepney") is None:
+        return "the Python package jeepney"
     return ", ".join(program for program in ("dbus-daemon", "dbus-send") if shutil.which(program) is None)
 
 
