@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import binascii
-import email.utils
 import json
 import time
 
@@ -74,6 +73,8 @@ class Answer:
 
 
 def _http_date(text: str) -> float | None:
+    import email.utils  # rarely needed, and large
+
     try:
         return email.utils.parsedate_to_datetime(text).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
