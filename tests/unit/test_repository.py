@@ -36,6 +36,7 @@ NOT_RESIDENT = {
     "bus",
     "connection",
     "ctl",
+    "digest",
     "http1",
     "identity",
     "intake",
