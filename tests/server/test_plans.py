@@ -60,6 +60,7 @@ def test_phases(
         (10, [{"start_ts": "2026-01-03T15:00:00Z", "delay_s": 3}], "both"),
         (10, [{"batch_size": 5}] * 21, "at most 20"),
         (2, [{"batch_size": 100}, {}], "phase 2 would have no devices"),
+        (2, [{"batch_size": 50, "start_ts": "9999-12-31T00:00:00Z"}, {"delay_s": 10**7}], "9999"),
         (
             10,
             [
@@ -155,6 +156,8 @@ def test_all_terms_count() -> None:
         ([{"attribute": "a", "type": "$exists", "value": 1}], "exists"),
         ([{"attribute": "a", "value": None}], "value"),
         ([{"attribute": "a", "value": [{}]}], "value"),
+        ([{"attribute": "\ud800", "value": "x"}], "surrogate"),
+        ([{"attribute": "a", "value": ["\ud800"]}], "surrogate"),
     ],
     ids=str,
 )

@@ -69,7 +69,7 @@ def plan(
         if phase.start_at is not None:
             start = phase.start_at
         elif phase.delay_s:
-            start = (before or now) + timedelta(seconds=phase.delay_s)
+            start = _later(before or now, phase.delay_s, number)
         else:
             start = before or now
         if before is not None and start < before:
@@ -86,6 +86,13 @@ def plan(
         taken += size
         batches.append(Batch(start if start > now else None, chosen, phase.percent))
     return batches
+
+
+def _later(moment: datetime, seconds: int, number: int) -> datetime:
+    try:
+        return moment + timedelta(seconds=seconds)
+    except OverflowError as error:
+        raise Unprocessable(f"phase {number} would start after the year 9999") from error
 
 
 def _size(phase: Phase, total: int, left: int) -> int:

@@ -40,6 +40,8 @@ def parse(value: Any) -> list[Term]:
         where = f"filter term {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("attribute"), str):
             raise Unprocessable(f"{where} must be an object with an attribute")
+        if not _is_text(entry):
+            raise Unprocessable(f"{where} has half a surrogate pair in it")
         operator, scope = entry.get("type", "$eq"), entry.get("scope", "inventory")
         if operator not in OPERATORS:
             raise Unprocessable(f"{where}: type {operator!r:.40} is not known", hint=" ".join(OPERATORS))
@@ -55,6 +57,15 @@ def parse(value: Any) -> list[Term]:
             raise Unprocessable(f"{where}: value must be text, a number, or a list of such")
         terms.append(Term(entry["attribute"], operator, wanted, scope))
     return terms
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all texts in it can be stored; JSON may bring half a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def attributes(
