@@ -226,6 +226,23 @@ def test_the_short_way_sees_what_changed_a_moment_ago(
     assert parts == ["aborted"]
 
 
+def test_a_database_that_is_away_is_said(
+    server: ThreadServer, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    def away(*_: Any) -> None:
+        raise OperationalError("", None, Exception("gone"))
+
+    assert device.poll().status_code == 204
+    with monkeypatch.context() as patch:
+        patch.setattr(polls.Polls, "_find", away)
+        answer = device.poll()
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+    assert device.poll().status_code == 204
+
+
 def _parts(server: ThreadServer) -> list[Part]:
     from sqlalchemy import select
 

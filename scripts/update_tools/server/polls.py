@@ -190,7 +190,10 @@ class PollFirst:
             return False
         if not provides.get("artifact_name") or not provides.get("device_type"):
             return False
-        known = await self.polls.look(str(claims.get("key", "")))
+        try:
+            known = await self.polls.look(str(claims.get("key", "")))
+        except SQLAlchemyError:
+            return False  # the route says what to do about it
         if known is None or known.device_id != claims.get("sub") or known.is_news(provides):
             return False
         self.polls.seen(known.device_id)
