@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from update_agent import proc
@@ -63,4 +62,6 @@ def id_data(config: Config) -> str:
     if not pairs:
         raise ServerError(f"{path} printed no identity", hint="it must print at least one key=value line")
     identity = {key: single_or_list(values) for key, values in pairs.items()}
+    import json  # `lean` writes ASCII only
+
     return json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import fcntl
 import os
@@ -32,7 +31,7 @@ def kind(public_pem: str) -> str:
     """`ed25519`, `rsa` or `ecdsa`, read from the algorithm identifier. Raises ServerError for other keys."""
     lines = public_pem.strip().splitlines()
     try:
-        der = base64.b64decode("".join(lines[1:-1]), validate=True)
+        der = binascii.a2b_base64("".join(lines[1:-1]), strict_mode=True)
     except (ValueError, binascii.Error) as error:
         raise ServerError(f"the public key is not PEM: {error}") from error
     for name, identifier in (("ed25519", _ED25519), ("rsa", _RSA), ("ecdsa", _EC)):

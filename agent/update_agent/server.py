@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import binascii
-import json
 import time
 
-from update_agent import connection, identity, inventory, logupload
+from update_agent import connection, identity, inventory
 from update_agent.connection import Connector, Url
 from update_agent.digest import sha256
 from update_agent.errors import ClockError, ServerError
 from update_agent.keys import DeviceKey
+from update_agent.lean import json
 from update_agent.remote import ABORTED, FAILED, GONE, NOTHING, OK, Reply
 from update_agent.url import quote
 
@@ -236,6 +236,8 @@ class Api:
 
     def upload_log(self, deployment_id: str, path: str) -> Reply:
         """Send a log file: OK, GONE (too large for the server: give up) or FAILED."""
+        from update_agent import logupload
+
         try:
             with open(path, "rb") as file:
                 body = logupload.body(file)
