@@ -104,7 +104,6 @@ RDEPENDS:${PN} = " \
     python3-io \
     python3-json \
     python3-mmap \
-    python3-netclient \
     update-agent-conf \
 "
 # Artifacts compressed with zstd; without the library they are refused with a message.
