@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import itertools
 import os
+import random
 import select
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -49,6 +55,71 @@ def test_killed_after_a_204(tmp_path: Path, write_artifact: Callable[..., Path])
         assert not (data / "incoming" / "half").exists()
         assert not (data / "artifacts" / "half.mender").exists()
         assert len(list((data / "artifacts").iterdir())) == 1
+
+
+def test_killed_in_the_middle_of_everything(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
+    """A device reports, an upload comes in pieces, another as a form: what was acknowledged stays."""
+    data = tmp_path / "data"
+    artifact = write_artifact("large", compression="none", payload=random.Random(3).randbytes(24 << 20))
+    content = artifact.read_bytes()
+    uploads = "/api/management/v1/deployments/artifacts/uploads"
+    with start(data, auto_accept=True) as first:
+        http = httpx.Client(base_url=first.url, headers={"Authorization": f"Bearer {first.token}"})
+        first.management().upload(write_artifact("release-2"))
+        device = FakeDevice(first.url, "52:54:00:00:00:01")
+        device.authorize()
+        deployment_id = first.management().deploy("killed", "release-2")
+        device.poll()
+        place = http.post(uploads, headers={"Upload-Length": str(len(content))}).headers["location"]
+        acknowledged = {"report": -1, "upload": 0}
+        is_busy = threading.Event()
+
+        def report() -> None:
+            with contextlib.suppress(httpx.TransportError):
+                for number in itertools.count():
+                    assert device.report(deployment_id, "downloading", str(number)).status_code == 204
+                    acknowledged["report"] = number
+                    if number > 5:
+                        is_busy.set()
+
+        def upload() -> None:
+            headers = {"Content-Type": "application/offset+octet-stream"}
+            with contextlib.suppress(httpx.TransportError):
+                while acknowledged["upload"] < len(content) - (1 << 20):
+                    offset = acknowledged["upload"]
+                    piece = content[offset : offset + (1 << 20)]
+                    sent = http.patch(place, headers={**headers, "Upload-Offset": str(offset)}, content=piece)
+                    acknowledged["upload"] = int(sent.headers["upload-offset"])
+
+        def form() -> None:
+            def body() -> Iterator[bytes]:
+                yield b'--x\r\nContent-Disposition: form-data; name="artifact"; filename="x"\r\n\r\n'
+                while True:
+                    yield bytes(65536)
+
+            headers = {"Content-Type": "multipart/form-data; boundary=x"}
+            with contextlib.suppress(httpx.TransportError):
+                http.post(uploads.removesuffix("/uploads"), headers=headers, content=body(), timeout=60)
+
+        with ThreadPoolExecutor(3) as pool:
+            works = [pool.submit(work) for work in (report, upload, form)]
+            assert is_busy.wait(60)
+            first.kill()
+        for done in works:
+            done.result()
+
+    with start(data, first.port) as second:
+        http = httpx.Client(base_url=second.url, headers={"Authorization": f"Bearer {second.token}"})
+        (part,) = second.management().devices(deployment_id)
+        assert int(part["substate"]) >= acknowledged["report"]
+        offset = int(http.head(place).headers["upload-offset"])
+        assert offset >= acknowledged["upload"]
+        (kept,) = (data / "incoming").iterdir()
+        assert kept.name == place.rpartition("/")[2], "nobody can go on with the form"
+        headers = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": str(offset)}
+        done = http.patch(place, headers=headers, content=content[offset:], timeout=60)
+        assert done.status_code == 204, done.text
+        assert http.get(done.headers["location"]).json()["sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_one_server_per_folder(tmp_path: Path) -> None:
@@ -126,22 +197,33 @@ def test_stops_in_good_order(tmp_path: Path) -> None:
 
 
 def test_disk_full(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
-    """A file system of 1 MiB under `incoming/`: the upload is refused with the reason, nothing is left."""
-    if shutil.which("mount") is None or _mount(tmp_path / "probe"):
+    """A data folder that is too small: uploads are refused with the reason, and go on once there is room."""
+    data = tmp_path / "data"
+    if shutil.which("mount") is None or _mount(data, "4m"):
         pytest.skip("mounting a small tmpfs needs root")
-    subprocess.run(["umount", tmp_path / "probe"], check=True)
-    artifact = tmp_path / "big.mender"
-    artifact.write_bytes(write_artifact("release-2").read_bytes() + bytes(4 << 20))
-    with start(tmp_path / "data") as server:
-        incoming = tmp_path / "data" / "incoming"
-        _mount(incoming)
-        try:
+    artifact = write_artifact("fills", compression="none", payload=random.Random(4).randbytes(6 << 20))
+    path = "/api/management/v1/deployments/artifacts"
+    try:
+        with start(data) as server:
+            http = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"})
+            form = http.post(path, files={"artifact": ("x", artifact.read_bytes())})
+            assert form.status_code == 507
+            assert "no room for the artifact" in form.json()["error"]
+            assert list((data / "incoming").iterdir()) == []
             with pytest.raises(UpdateError, match=r"507 .*no room"):
                 server.management().upload(artifact)
-            assert list(incoming.iterdir()) == []
-        finally:
-            subprocess.run(["umount", incoming], check=True)
-    assert os.listdir(tmp_path / "data" / "artifacts") == []
+            (kept,) = (data / "incoming").iterdir()
+            place = f"{path}/uploads/{kept.name}"
+            offset = http.head(place).headers["upload-offset"]
+            assert kept.stat().st_size == int(offset), "what was not acknowledged takes up no room"
+            assert http.get(path).json() == []
+            subprocess.run(["mount", "-o", "remount,size=64m", data], check=True)
+            headers = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": offset}
+            done = http.patch(place, headers=headers, content=artifact.read_bytes()[int(offset) :])
+            assert done.status_code == 204, done.text
+            assert [entry["name"] for entry in http.get(path).json()] == ["fills"]
+    finally:
+        subprocess.run(["umount", data], check=True)
 
 
 def test_a_large_artifact_is_never_in_memory(tmp_path: Path) -> None:
@@ -172,7 +254,7 @@ def _peak_kib(pid: int) -> int:
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
-def _mount(folder: Path) -> int:
+def _mount(folder: Path, size: str) -> int:
     folder.mkdir(exist_ok=True)
-    argv = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    argv = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
     return subprocess.run(argv, capture_output=True, check=False).returncode

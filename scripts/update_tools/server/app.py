@@ -118,6 +118,8 @@ def _on_database(request: Request, error: Exception) -> Response:
     """The database went away, or two writers stood in each other's way: the caller may try again."""
     request_id = request.scope.get("state", {}).get("request_id", "")
     log.error("%s: the database: %s", request_id, str(error).partition("\n")[0])
+    if "disk is full" in str(error) or "No space left" in str(error):
+        return refuse(request, Refusal("no room left for the server's database", status=507))
     return refuse(request, Unavailable("the database does not answer", hint="try again"))
 
 

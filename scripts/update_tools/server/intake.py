@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -119,16 +118,12 @@ class Intake:
             raise
 
     def discard(self, upload_id: str) -> None:
-        """Give an upload up."""
-        state: Any = {}
+        """Give an upload up. Its bytes go first: on a full medium the database has room only then."""
         with self._db.write() as session:
             upload = locked(session, Upload, upload_id)
             if upload is not None:
-                state = upload.store_state
+                self._store.discard(upload_id, upload.store_state)
                 session.delete(upload)
-            elif session.get(Artifact, upload_id) is not None:
-                return  # it was published meanwhile
-        self._store.discard(upload_id, state)
 
     def sweep(self, *, is_alone: bool) -> None:
         """Remove uploads that a killed process, or a client that went away, left behind.

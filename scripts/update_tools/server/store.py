@@ -13,7 +13,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -159,7 +159,7 @@ class _FileWriter:
 
     def __init__(self, path: Path, offset: int) -> None:
         self._file = path.open("r+b", buffering=0)
-        self._length = offset
+        self._length = self._committed = offset
         try:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,9 +183,12 @@ class _FileWriter:
     def commit(self, *, is_last: bool = False) -> tuple[int, State]:
         with _refusing():
             os.fsync(self._file.fileno())
+        self._committed = self._length
         return self._length, {}
 
     def close(self) -> None:
+        with suppress(OSError):  # what was not committed only takes up room
+            self._file.truncate(self._committed)
         self._file.close()
 
 
