@@ -90,9 +90,9 @@ def test_agent_runs_from_byte_code_alone(tmp_path: Path) -> None:
     program += rest.replace(f'"/{folder.relative_to(root)}"', repr(str(folder)))
     done = subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("0.1.0\n", 0), done.stderr
-    # A budget to notice growth by, not the goal (400 KiB): 696 KiB with the data path in threads and the
-    # take-over from other clients.
-    assert sum(path.stat().st_size for path in folder.rglob("*.pyc")) < 736 << 10
+    # A budget to notice growth by, not the goal (400 KiB): 740 KiB with the data path in threads, the
+    # take-over from other clients, an HTTP client of its own and live reports.
+    assert sum(path.stat().st_size for path in folder.rglob("*.pyc")) < 752 << 10
 
 
 def test_agent_packages(tmp_path: Path) -> None:
