@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench.run import BenchError
+from tests.bench.run import BenchError, put_first
 from tests.layer.bitbake import Build
 
 from update_tools.bench.tools import run
@@ -226,7 +226,7 @@ class Device:
     def spawn(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """A daemon in the device. Its output goes to /tmp/daemon.log there."""
         with (self.root / "tmp/daemon.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["chroot", self.root, *argv],
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
@@ -234,6 +234,8 @@ class Device:
                 stderr=log,
                 start_new_session=True,
             )
+        put_first(process.pid)
+        return process
 
 
 def environment_block(values: Mapping[str, str]) -> bytes:

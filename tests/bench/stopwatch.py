@@ -4,7 +4,7 @@
 A program of its own because the kernel counts the memory of who forks into the peak of what is forked: this
 one is smaller than anything it measures but a shell. Everything the command leaves behind is waited for.
 
-request: {"argv": [...], "env": {...}, "root": "/", "sample": false, "stdout": "/dev/null", "log": PATH}
+request: {"argv": [...], "env": {...}, "root": PATH, "sample": BOOL, "nice": N, "stdout": PATH, "log": PATH}
 """
 
 import json
@@ -30,7 +30,7 @@ def start(request: dict) -> int:
         return pid
     try:
         os.setsid()
-        go_first()
+        go_first(request["nice"])
         if request["root"] != "/":
             os.chroot(request["root"])
             os.chdir("/")
@@ -47,11 +47,12 @@ def start(request: dict) -> int:
         os._exit(127)
 
 
-def go_first() -> None:
+def go_first(nice: int) -> None:
     """Before what else the machine does. The kernel compares sessions first (sched_autogroup)."""
     try:
+        os.nice(nice)
         with open("/proc/self/autogroup", "w") as file:
-            file.write(str(os.nice(0)))
+            file.write(str(nice))
     except OSError:
         pass  # it does not group, or we may not
 
