@@ -36,6 +36,12 @@ from update_tools.server.settings import House, Settings
 
 log = logging.getLogger("update_tools.server")
 
+ERROR = {
+    "type": "object",
+    "properties": {"error": {"type": "string"}, "request_id": {"type": "string"}},
+    "required": ["error", "request_id"],
+}
+
 
 def create_app(settings: Settings) -> FastAPI:
     """The application over a data folder. The folder is opened, and upgraded, here and now."""
@@ -138,8 +144,15 @@ def _describe(app: FastAPI) -> dict[str, Any]:
         schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
         schemes["deviceToken"] = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
         schemes["apiToken"] = {"type": "http", "scheme": "bearer"}
+        schema["components"].setdefault("schemas", {})["Error"] = ERROR
+        refused = {"$ref": "#/components/schemas/Error"}
         for path, methods in schema["paths"].items():
             for method, operation in methods.items():
+                operation["responses"].pop("422", None)  # ours looks like all refusals
+                operation["responses"]["default"] = {
+                    "description": "Refused, with the reason.",
+                    "content": {"application/json": {"schema": refused}},
+                }
                 if path.startswith("/api/management/") and "/auth/login" not in path:
                     scope = scope_for(path, is_safe=method in ("get", "head"))
                     operation["security"] = [{"apiToken": [scope]}]

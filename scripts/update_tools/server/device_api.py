@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
-from update_tools.server import auth, live, rollout, services
+from update_tools.server import auth, device_schemas, live, rollout, services
 from update_tools.server.bodies import read_json, read_limited
 from update_tools.server.faults import BadRequest, Unauthorized
 from update_tools.server.polls import Polls
@@ -23,6 +23,7 @@ SMALL_LIMIT_BYTES = 64 << 10
 INVENTORY_LIMIT_BYTES = 1 << 20
 LOG_LIMIT_BYTES = 2 << 20  # the device cuts its log at 1,000,000 bytes; JSON escapes may double that
 
+NOTHING: dict[int | str, dict[str, Any]] = {204: {"description": "There is none for this device."}}
 Token = Annotated[str, Header(alias="Authorization")]
 
 
@@ -46,7 +47,11 @@ async def _read(request: Request, authorization: str, limit_bytes: int) -> Any:
     return await read_json(request, limit_bytes)
 
 
-@router.post("/v1/authentication/auth_requests", response_class=PlainTextResponse)
+@router.post(
+    "/v1/authentication/auth_requests",
+    response_class=PlainTextResponse,
+    openapi_extra=device_schemas.AUTH_REQUEST,
+)
 async def authorize(request: Request) -> PlainTextResponse:
     """Authorization: a token for an accepted device, 401 for one that nobody decided about."""
     body = await read_limited(request, AUTH_LIMIT_BYTES)
@@ -66,7 +71,7 @@ async def authorize(request: Request) -> PlainTextResponse:
     return PlainTextResponse(await run_in_threadpool(work), media_type="application/jwt")
 
 
-@router.post("/v2/deployments/device/deployments/next")
+@router.post("/v2/deployments/device/deployments/next", openapi_extra=device_schemas.NEXT, responses=NOTHING)
 async def next_deployment(request: Request, authorization: Token = "") -> Response:
     """Poll, for clients that may understand control maps."""
     body = await _read(request, authorization, SMALL_LIMIT_BYTES)
@@ -76,7 +81,7 @@ async def next_deployment(request: Request, authorization: Token = "") -> Respon
     return await _poll(request, authorization, provides, body.get("update_control_map") is True)
 
 
-@router.get("/v1/deployments/device/deployments/next")
+@router.get("/v1/deployments/device/deployments/next", responses=NOTHING)
 async def next_deployment_v1(
     request: Request, authorization: Token = "", artifact_name: str = "", device_type: str = ""
 ) -> Response:
@@ -141,7 +146,11 @@ def refresh(request: Request, deployment_id: str, authorization: Token = "") -> 
     return {"update_control_map": answer.value}
 
 
-@router.put("/v1/deployments/device/deployments/{deployment_id}/status", status_code=204)
+@router.put(
+    "/v1/deployments/device/deployments/{deployment_id}/status",
+    status_code=204,
+    openapi_extra=device_schemas.STATUS,
+)
 async def report(request: Request, deployment_id: str, authorization: Token = "") -> Response:
     """Status report. 204 means it is on the medium."""
     body = await _read(request, authorization, SMALL_LIMIT_BYTES)
@@ -163,7 +172,11 @@ async def report(request: Request, deployment_id: str, authorization: Token = ""
     return Response(status_code=204)
 
 
-@router.put("/v1/deployments/device/deployments/{deployment_id}/log", status_code=204)
+@router.put(
+    "/v1/deployments/device/deployments/{deployment_id}/log",
+    status_code=204,
+    openapi_extra=device_schemas.LOG,
+)
 async def store_log(request: Request, deployment_id: str, authorization: Token = "") -> Response:
     """Deployment log of a failed update."""
     body = await _read(request, authorization, LOG_LIMIT_BYTES)
@@ -188,7 +201,9 @@ async def store_log(request: Request, deployment_id: str, authorization: Token =
     return Response(status_code=204)
 
 
-@router.put("/v1/inventory/device/attributes")
+@router.put(
+    "/v1/inventory/device/attributes", openapi_extra=device_schemas.ATTRIBUTES, response_class=Response
+)
 async def store_inventory(request: Request, authorization: Token = "") -> Response:
     """Inventory: replaces all attributes."""
     attributes = _attributes(await _read(request, authorization, INVENTORY_LIMIT_BYTES))
@@ -204,7 +219,9 @@ async def store_inventory(request: Request, authorization: Token = "") -> Respon
     return Response(status_code=200)
 
 
-@router.patch("/v1/inventory/device/attributes")
+@router.patch(
+    "/v1/inventory/device/attributes", openapi_extra=device_schemas.ATTRIBUTES, response_class=Response
+)
 async def add_inventory(request: Request, authorization: Token = "") -> Response:
     """Inventory: these attributes are new or changed, the others stay."""
     attributes = _attributes(await _read(request, authorization, INVENTORY_LIMIT_BYTES))
