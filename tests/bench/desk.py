@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 from tests.bench.agents import OURS
 from tests.bench.limits import decompressor
 from tests.bench.report import Row
-from tests.bench.run import measure
+from tests.bench.run import PATH, measure
 
 if TYPE_CHECKING:
     from tests.bench.image import Material
     from tests.bench.report import Report
     from tests.bench.run import Cost
 
+# What is typed finds the same programs as the shell it is typed into.
+ENV = {"PATH": os.environ.get("PATH", PATH)}
 OTA = Path(__file__).parents[2] / "scripts/ota"
 PEER = "mender-artifact"
 _LEVELS = {"none": (), "gzip": (), "zstd": ("--level", "3")}
@@ -46,7 +49,7 @@ class Bench:
         image, output = self._material.image, self._folder / "out.mender"
         what = ["-n", "bench", "-t", "bench", "-f", image, "-o", output]
         argv = [OTA, "artifact", "write", "rootfs-image", *what, "--compression", compression]
-        self._add(case, OURS, measure([*argv, *_LEVELS[compression]]))
+        self._add(case, OURS, measure([*argv, *_LEVELS[compression]], env=ENV))
         self._report.add(Row("desk", case, "size", "MiB"), OURS, output.stat().st_size / (1 << 20))
         if self._peer and compression != "zstd":
             argv = [self._peer, "--compression", compression, "write", "rootfs-image", *what]
@@ -64,7 +67,7 @@ class Bench:
 
     def _validate(self, compression: str) -> None:
         case, path = f"validate {compression}", self._material.artifact(compression)
-        self._add(case, OURS, measure([OTA, "artifact", "validate", path]))
+        self._add(case, OURS, measure([OTA, "artifact", "validate", path], env=ENV))
         if self._peer:
             self._add(case, PEER, measure([self._peer, "validate", path]))
         digest = measure(["openssl", "dgst", "-sha256", self._material.image])
@@ -74,7 +77,7 @@ class Bench:
 
     def _read(self) -> None:
         path = self._material.artifact("gzip")
-        self._add("read", OURS, measure([OTA, "artifact", "read", path]))
+        self._add("read", OURS, measure([OTA, "artifact", "read", path], env=ENV))
         if self._peer:
             self._add("read", PEER, measure([self._peer, "read", path]))
 
