@@ -65,6 +65,10 @@ class Polls:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._query = _query(is_postgresql=db.is_postgresql)
+        # One statement is a transaction; PostgreSQL need not be told of its end.
+        self._engine = (
+            db.engine.execution_options(isolation_level="AUTOCOMMIT") if db.is_postgresql else db.engine
+        )
         self._waiting: list[tuple[str, asyncio.Future[Standing | None]]] = []
         self._asker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="polls")
@@ -133,7 +137,7 @@ class Polls:
 
     def _find(self, key_ids: list[str]) -> dict[str, Standing]:
         keys: Any = key_ids if self._db.is_postgresql else json.dumps(key_ids)
-        with self._db.engine.connect() as connection:
+        with self._engine.connect() as connection:
             rows = connection.execute(self._query, {"keys": keys, "moment": now()})
             return {row[0]: Standing(row[1], row[2], row[3], bool(row[4])) for row in rows}
 

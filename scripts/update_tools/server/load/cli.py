@@ -90,7 +90,7 @@ def _kind(text: str) -> tuple[str, int]:
 
 
 def _print(results: list[dict[str, Any]], interval: float) -> None:
-    console = Console(width=max(Console().width, 120))
+    console = Console(width=max(Console().width, 132))
     table = Table(
         "setting", "polls/s", "p99", "CPU each", "bare/s", "ratio", "CPU ratio", "load", "auth/s", "memory"
     )
