@@ -21,6 +21,8 @@ from update_tools.server.tokens import Signer
 AUTH = "/api/devices/v1/authentication/auth_requests"
 INVENTORY = "/api/devices/v1/inventory/device/attributes"
 MANAGE = "/api/management/v1/deployments"
+USERS = "/api/management/v1/useradm/users"
+TOKENS = "/api/management/v1/useradm/settings/tokens"
 
 # what it is: (method, path, body, status, a word of the reason). {id}: a running deployment of the device.
 DEVICE_TABLE: dict[str, tuple[str, str, Any, int, str]] = {
@@ -132,6 +134,19 @@ MANAGEMENT_TABLE: dict[str, tuple[str, str, Any, int, str]] = {
         409,
         "equal",
     ),
+    "create: endless nesting": ("POST", f"{MANAGE}/deployments", b"[" * 100_000, 400, ""),
+    "get: NUL in the path": ("GET", f"{MANAGE}/deployments/a%00b", None, 400, "NUL"),
+    "get: NUL in the query": ("GET", f"{MANAGE}/artifacts?name=%00", None, 400, "NUL"),
+    "get: traversal": ("GET", f"{MANAGE}/artifacts/..%2f..%2fserver.key", None, 404, ""),
+    "download: traversal": ("GET", "/api/artifacts/..%2fserver.key/download", None, 404, ""),
+    "download: no signature": ("GET", "/api/artifacts/x/download", None, 403, "not signed"),
+    "delete: traversal": ("DELETE", f"{MANAGE}/artifacts/..%2fserver.db", None, 404, ""),
+    "upload: JSON": ("POST", f"{MANAGE}/artifacts", {}, 415, "multipart"),
+    "user: traversal": ("POST", USERS, {"name": "../x", "password": "x" * 10}, 422, "letters"),
+    "user: markup": ("POST", USERS, {"name": "<b>", "password": "x" * 10}, 422, "letters"),
+    "user: endless password": ("POST", USERS, {"name": "x", "password": "x" * 5000}, 422, "1024"),
+    "token: scope": ("POST", TOKENS, {"name": "x", "scope": "root"}, 422, "scope"),
+    "group: traversal": ("PATCH", "/api/management/v1/inventory/groups/..%2fx/devices", [], 404, ""),
     "get: unknown": ("GET", f"{MANAGE}/deployments/x", None, 404, "no such deployment"),
     "get: page zero": ("GET", f"{MANAGE}/deployments?page=0", None, 422, "page"),
     "patch: no map": ("PATCH", f"{MANAGE}/deployments/{{id}}", {}, 422, "update_control_map"),
@@ -291,6 +306,16 @@ def test_an_oversized_body_is_refused_before_it_is_sent(device: FakeDevice, serv
         assert line.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
+def test_the_same_for_the_management_side(server: ThreadServer) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as line:
+        line.sendall(
+            f"POST {MANAGE}/deployments HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {server.token}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 99999999\r\n\r\n[".encode()
+        )
+        assert line.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_sender_that_falls_asleep(
     device: FakeDevice, server: ThreadServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +339,20 @@ def test_endless_chunks(device: FakeDevice) -> None:
     else:
         assert answer.status_code == 413
     assert device.poll().status_code == 204, "the server is well"
+
+
+def test_endless_chunks_to_the_management_side(operator: httpx.Client) -> None:
+    def chunks() -> Any:
+        for _ in range(400):
+            yield b" " * 65536
+
+    try:
+        answer = operator.post(f"{MANAGE}/deployments", content=chunks())
+    except httpx.TransportError:
+        pass  # closed while we still sent
+    else:
+        assert answer.status_code in (400, 413)
+    assert operator.get(f"{MANAGE}/deployments").status_code == 200, "the server is well"
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,21 @@ def test_no_decision_is_lost(pair: Pair, release: Path) -> None:
         pair.managements[1].abort(deployment_id)
 
 
+def test_a_nul_from_a_broken_script_is_stored(pair: Pair, release: Path) -> None:
+    """PostgreSQL has no NUL in texts; a device must still be able to say that it failed."""
+    one, _ = pair.device()
+    one.provides["artifact_name"] = "nul\0name"
+    assert one.poll().status_code == 204
+    ids = device_ids(pair, one)
+    deployment_id = pair.managements[0].deploy("nul", "release-2", devices=ids)
+    assert one.poll().status_code == 200
+    assert one.report(deployment_id, "failure", "script said \0").status_code == 204
+    assert one.upload_log(deployment_id, "a \0 in the log").status_code == 204
+    assert one.inventory([{"name": "a\0b", "value": "c\0d"}]).status_code == 200
+    (part,) = pair.managements[1].devices(deployment_id)
+    assert part["substate"] == "script said \N{REPLACEMENT CHARACTER}"
+
+
 def test_live_events_cross_from_one_to_the_other(
     pair: Pair, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +232,27 @@ def cut_listeners(db: Database) -> None:
     with db.engine.begin() as connection:
         query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
         assert connection.execute(text(query)).rowcount >= 1
+
+
+def test_a_database_that_restarts(pair: Pair) -> None:
+    """Its connections are cut: requests are put off with 503 at most, and nobody restarts the servers."""
+    one, other = pair.device()
+    db = Database(pair.database_url)
+    with db.engine.connect() as connection:
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        assert connection.execute(text(f"{query} AND datname = current_database()")).rowcount >= 2
+    db.close()
+    for side in (one, other):
+        for _ in range(40):
+            answer = side.inventory([{"name": "a", "value": "b"}])
+            if answer.status_code == 200:
+                break
+            assert answer.status_code == 503, answer.text
+            assert int(answer.headers["retry-after"]) > 0
+            assert "the database does not answer" in answer.json()["error"]
+        assert answer.status_code == 200
+        assert side.poll().status_code in (204, 503)
+        assert side.poll().status_code == 204
 
 
 def test_an_upload_goes_on_at_the_other_after_a_kill(

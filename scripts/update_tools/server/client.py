@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,11 +131,17 @@ class Management:
 
     def known_devices(self, status: str = "") -> list[dict[str, Any]]:
         """All devices with identity, status and keys (`auth_sets`)."""
-        return list(self._get(f"{DEVICES}?status={quote(status)}" if status else DEVICES))
+        found: list[dict[str, Any]] = []
+        for page in itertools.count(1):
+            more = self._get(f"{DEVICES}?status={quote(status)}&per_page=500&page={page}")
+            found += more
+            if len(more) < 500:
+                break
+        return found
 
     def accept(self, device_id: str) -> None:
         """Accept a device's newest key."""
-        device = next((each for each in self.known_devices() if each["id"] == device_id), None)
+        device = next(iter(self._get(f"{DEVICES}?id={quote(device_id)}")), None)
         if device is None:
             raise ServerError(f"accepting device {device_id}: the server does not know it")
         key_id = device["auth_sets"][-1]["id"]

@@ -72,7 +72,9 @@ class Uploader:
                 sent = self._send_rest(place, file, offset)
                 if sent.status and sent.status not in (204, *AGAIN):
                     raise ServerError(f"uploading {path.name}: {sent.status} {sent.reason}")
-                now = self._insist("HEAD", place, {})
+                now = self._insist("HEAD", place, {}, also=(404,))
+                if now.status == 404:  # refused for good, and gone
+                    raise ServerError(f"uploading {path.name}: {sent.status or 404} {sent.reason}")
                 is_done = bool(now.header("Location"))
                 before, offset = offset, int(now.header("Upload-Offset"))
                 in_vain = in_vain + 1 if offset <= before and not is_done else 0
@@ -113,11 +115,11 @@ class Uploader:
         finally:
             connection.close()
 
-    def _insist(self, method: str, path: str, headers: dict[str, str]) -> Answer:
-        """A small request, repeated until the server answers."""
+    def _insist(self, method: str, path: str, headers: dict[str, str], also: tuple[int, ...] = ()) -> Answer:
+        """A small request, repeated until the server answers with success, or with a status in `also`."""
         for wait_s in (*self._waits_s, None):
             answer = self._ask(method, path, headers)
-            if 200 <= answer.status < 300:
+            if 200 <= answer.status < 300 or answer.status in also:
                 return answer
             if (answer.status and answer.status not in AGAIN) or wait_s is None:
                 said = f"{answer.status} " if answer.status else ""
