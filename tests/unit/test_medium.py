@@ -109,6 +109,26 @@ def test_the_medium_has_the_payload_and_only_differences_are_written(
     assert needed - COMPARE_BYTES < target.medium.written_bytes <= needed
 
 
+def test_a_slot_with_another_system_is_read_less_until_something_is_equal_again(disk: Path) -> None:
+    foreign = medium.FOREIGN_BYTES
+    new = patterned(foreign + 8 * BLOCK_BYTES, seed=2)
+    old = bytearray(patterned(len(new), seed=3))
+    look = (
+        foreign + medium.LOOK_AT_ONE_OF * BLOCK_BYTES
+    )  # the next block that is read: here begins what is equal
+    old[foreign + BLOCK_BYTES : foreign + 2 * BLOCK_BYTES] = new[
+        foreign + BLOCK_BYTES : foreign + 2 * BLOCK_BYTES
+    ]
+    old[look:] = new[look:]
+    path = disk / "slot"
+    path.write_bytes(old)
+    file = File(path)
+    file.put(new)
+    assert path.read_bytes() == new
+    # An equal block among the unread ones is written needlessly; from the next look on nothing is.
+    assert file.medium.written_bytes == look
+
+
 def test_direct_io_is_used_where_it_can_be(disk: Path) -> None:
     target = File(disk / "slot")
     target.put(patterned(MIB + 100))
