@@ -24,7 +24,7 @@ BOOT_SCRIPT = "recipes-bsp/update-boot-script/files/boot.cmd.in"
 FW_ENV_CONFIG = "recipes-bsp/update-fw-env-config/files/fw_env.config.in"
 FIRST_ENVIRONMENT = "recipes-bsp/update-uboot-env/files/update-env.txt.in"
 
-_ASSIGNMENT = re.compile(r"""([A-Z][A-Z0-9_]*)\s*(\?\?=|\?=|=)\s*(["'])(.*)\3\s*""")
+_ASSIGNMENT = re.compile(r"""([A-Z][A-Za-z0-9_-]*)\s*(\?\?=|\?=|=)\s*(["'])(.*)\3\s*""")
 _INCLUDE = re.compile(r"(?:require|include)\s+(\S+)\s*")
 _REFERENCE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 _PLACEHOLDER = re.compile(r"@@([A-Z][A-Z0-9_]*)@@")

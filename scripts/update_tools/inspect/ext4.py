@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ext2, ext3 and ext4 file systems, read where they lie in a larger image: no mount, no root, no copy.
 
-debugfs could do it too, but only by copying each file out, and on hosts that have it; the tests compare with it.
+debugfs could do it too, by copying each file out, on hosts that have it; the tests compare with it.
 Layout: the kernel's Documentation/filesystems/ext4. Checksums are not verified; the journal is not replayed.
 """
 
@@ -56,6 +56,7 @@ class Ext4Tree(Tree):
         self._image = image
         self._offset = offset
         self._inodes: dict[str, _Inode] = {}
+        self.size_bytes = 0
         try:
             self._superblock()
             self._walk()
@@ -63,12 +64,15 @@ class Ext4Tree(Tree):
             raise self._damaged(str(error)) from error
 
     def _damaged(self, why: str) -> InspectError:
-        return InspectError(f"the ext4 file system in {self.name} is damaged: {why}", hint="e2fsck -fn says more")
+        return InspectError(
+            f"the ext4 file system in {self.name} is damaged: {why}", hint="e2fsck -fn says more"
+        )
 
     def _superblock(self) -> None:
         data = self._at(1024, 1024)
         if data[0x38:0x3A] != MAGIC:
             raise self._damaged("no superblock")
+        blocks: int
         (blocks,) = struct.unpack_from("<I", data, 0x4)
         (self._first_block,) = struct.unpack_from("<I", data, 0x14)
         (log_size,) = struct.unpack_from("<I", data, 0x18)
@@ -80,7 +84,9 @@ class Ext4Tree(Tree):
         if log_size > 6 or not self._per_group or not self._inodes_per_group or self._inode_bytes < 128:
             raise self._damaged("impossible sizes in the superblock")
         if unknown := incompat & ~_INCOMPAT_KNOWN:
-            raise InspectError(f"the ext4 file system in {self.name} has features {unknown:#x} that are not known here")
+            raise InspectError(
+                f"the ext4 file system in {self.name} has features {unknown:#x} that are not known here"
+            )
         self.block_bytes = 1024 << log_size
         self._descriptor_bytes = 32
         if incompat & _INCOMPAT_64BIT:
@@ -102,7 +108,8 @@ class Ext4Tree(Tree):
     def _inode(self, number: int) -> _Inode:
         group, index = divmod(number - 1, self._inodes_per_group)
         descriptor = self._at(
-            (self._first_block + 1) * self.block_bytes + group * self._descriptor_bytes, self._descriptor_bytes
+            (self._first_block + 1) * self.block_bytes + group * self._descriptor_bytes,
+            self._descriptor_bytes,
         )
         (table,) = struct.unpack_from("<I", descriptor, 8)
         if self._descriptor_bytes >= 64:
@@ -147,7 +154,9 @@ class Ext4Tree(Tree):
 
     def _indirect(self, pointer: int, depth: int, logical: int) -> Iterator[tuple[int, int, int]]:
         per_block = self.block_bytes // 4
-        for index, inner in enumerate(struct.unpack(f"<{per_block}I", self._at(pointer * self.block_bytes, self.block_bytes))):
+        for index, inner in enumerate(
+            struct.unpack(f"<{per_block}I", self._at(pointer * self.block_bytes, self.block_bytes))
+        ):
             if inner and depth == 1:
                 yield logical + index, inner, 1
             elif inner:

@@ -67,7 +67,7 @@ class Tree:
         raise NotImplementedError
 
     def find(self, path: str, *, follow: bool = True) -> Entry | None:
-        """The file at a path, links followed inside the tree (the last one only if `follow`); None if none."""
+        """The file at a path, links followed inside the tree, the last one only if `follow`."""
         parts = [part for part in PurePosixPath("/", path).parts[1:] if part != "."]
         seen = 0
         at = "/"
@@ -121,7 +121,7 @@ class Tree:
 
 
 class DirectoryTree(Tree):
-    """A directory of this host. `owners` tells whether its modes and owners are the device's own."""
+    """A directory of this host, with its modes and owners."""
 
     def __init__(self, top: Path, name: str = "") -> None:
         super().__init__(name or str(top))

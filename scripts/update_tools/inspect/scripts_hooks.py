@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Section: state scripts and pause hooks: what runs or holds in which state and order, and what never will.
+
+The states are the agent's own table, the hooks are checked by the agent's own checker.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from update_agent import hooks as agent_hooks
+from update_agent import scripts as agent_scripts
+from update_agent.states import ARTIFACT, POINTS, ROOTFS, STATE_BY_NAME, STATES
+
+if TYPE_CHECKING:
+    from .findings import Findings
+    from .subject import Subject
+    from .tree import Entry, Tree
+
+SCRIPTS = "/etc/mender/scripts"
+HOOKS = ("/usr/share/mender/pause.d", "/etc/mender/pause.d")  # of the latter counts
+_ACTIONS = {"Enter": "Ee", "Leave": "Ll", "Error": "!"}
+# What is told of a name that is nearly one.
+_NEARLY = re.compile(r"(Idle|Sync|Download|Artifact)\w*_(Enter|Leave|Error)", re.IGNORECASE)
+
+
+class _Script:
+    """One state script: where it is from, and its content."""
+
+    __slots__ = ("data", "entry", "name", "origin", "where")
+
+    def __init__(self, name: str, origin: str, where: str, data: bytes, entry: Entry | None) -> None:
+        self.name = name
+        self.origin = origin
+        self.where = where
+        self.data = data
+        self.entry = entry
+
+
+def section(subject: Subject) -> dict[str, object] | None:
+    """Scripts in the order in which they run, hooks by the point at which they hold."""
+    found = _of_image(subject) + _of_artifact(subject)
+    for script in found:
+        _check_script(subject, script)
+    rows = [
+        {"state": state.name, "action": action, "script": script.name, "from": script.origin}
+        for state in STATES
+        for action, letters in _ACTIONS.items()
+        for script in sorted(found, key=lambda script: os.fsencode(script.name))
+        if set(letters) & set(state.hooks)
+        and agent_scripts.parse_name(script.name) == (state.name, action)
+        and script.origin == state.scripts
+    ]
+    held = _hooks(subject)
+    return {"scripts": rows, "hooks": held} if rows or held else None
+
+
+def _of_image(subject: Subject) -> list[_Script]:
+    root = subject.root
+    if root is None:
+        return []
+    found = []
+    for name in root.names(SCRIPTS):
+        path = f"{SCRIPTS}/{name}"
+        entry = root.find(path)
+        if name == "version":
+            text = (root.text(path) or "").strip()
+            if not text.isdigit() or int(text) not in agent_scripts.SUPPORTED_VERSIONS:
+                subject.findings.add("scripts-version", path, f"it holds {text!r}")
+        elif entry is not None and entry.is_file:
+            found.append(_Script(name, ROOTFS, path, root.content(entry, 1 << 20), entry))
+    return found
+
+
+def _of_artifact(subject: Subject) -> list[_Script]:
+    artifact = subject.artifact
+    scripts = artifact.header.scripts if artifact else []
+    return [_Script(name, ARTIFACT, f"artifact: {name}", data, None) for name, data in scripts]
+
+
+def _check_script(subject: Subject, script: _Script) -> None:
+    findings = subject.findings
+    parsed = agent_scripts.parse_name(script.name)
+    if parsed is None:
+        why = (
+            "looks like a state script, but is not named as one"
+            if _NEARLY.match(script.name)
+            else "never run"
+        )
+        findings.add("script-bad-name", script.where, why)
+        return
+    state, action = STATE_BY_NAME[parsed[0]], parsed[1]
+    if state.scripts != script.origin:
+        findings.add(
+            "script-unreachable", script.where, f"scripts of {state.name} are run from the {state.scripts}"
+        )
+    elif not set(_ACTIONS[action]) & set(state.hooks):
+        findings.add("script-no-such-hook", script.where, f"{state.name} has no {action}")
+    if script.entry is not None:
+        _check_rights(findings, script, script.entry, subject.root)
+    _check_start(findings, script, subject.root)
+
+
+def _check_rights(findings: Findings, script: _Script, entry: Entry, root: Tree | None) -> None:
+    if not entry.is_executable:
+        findings.add("script-not-executable", script.where, f"mode {entry.mode & 0o7777:04o}")
+    if entry.mode & 0o022:
+        findings.add("script-writable", script.where, f"mode {entry.mode & 0o7777:04o}")
+    if entry.uid != 0 and root is not None and root.entries["/"].uid == 0:
+        findings.add("script-not-root", script.where, f"it belongs to user {entry.uid}")
+
+
+def _check_start(findings: Findings, script: _Script, root: Tree | None) -> None:
+    """Would the kernel start it?"""
+    if not script.data:
+        findings.add("script-empty", script.where, "0 bytes")
+        return
+    if script.data.startswith(b"\x7fELF"):
+        return
+    line = script.data.split(b"\n", 1)[0]
+    if not line.startswith(b"#!") or not line[2:].strip():
+        findings.add("script-no-interpreter", script.where, "its first line is not #!PROGRAM")
+    elif line.endswith(b"\r"):
+        findings.add("script-crlf", script.where, "its first line ends with CR LF")
+    elif root is not None:
+        program = line[2:].split()[0].decode(errors="replace")
+        entry = root.find(program)
+        if entry is None or not entry.is_executable:
+            findings.add("script-no-interpreter", script.where, f"the image has no program {program}")
+
+
+# Pause hooks
+
+
+def _hooks(subject: Subject) -> list[dict[str, object]]:
+    """Hooks in the order of points and names, read by the agent's checker from copies with the same names."""
+    root = subject.root
+    if root is None or not any(root.find(directory) for directory in HOOKS):
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        copies = [
+            _copy(root, directory, Path(scratch, str(number))) for number, directory in enumerate(HOOKS)
+        ]
+        loaded = agent_hooks.load(str(copy) for copy in copies)
+        rows: list[dict[str, object]] = []
+        for hook in sorted(loaded, key=lambda hook: POINTS.index(hook.point)):
+            path = Path(hook.path)
+            where = f"{HOOKS[copies.index(path.parent)]}/{path.name}"
+            if hook.kind == "broken":
+                fault = hook.fault.replace(hook.path, path.name)
+                subject.findings.add("hook-invalid", where, fault)
+            _check_hook(subject.findings, root, hook, where)
+            rows.append(
+                {
+                    "point": hook.point,
+                    "hook": where,
+                    "kind": hook.kind,
+                    "program": hook.program,
+                    "limit_s": hook.limit_s,
+                    "at_limit": hook.at_limit,
+                }
+            )
+    return rows
+
+
+def _copy(root: Tree, directory: str, target: Path) -> Path:
+    target.mkdir()
+    for name in root.names(directory):
+        link = root.find(f"{directory}/{name}", follow=False)
+        if link is not None and link.is_link and link.target == os.devnull:
+            (target / name).symlink_to(os.devnull)  # switches the hook of the other directory off
+        elif (data := root.read(f"{directory}/{name}", limit_bytes=1 << 20)) is not None:
+            (target / name).write_bytes(data)
+    return target
+
+
+def _check_hook(findings: Findings, root: Tree, hook: agent_hooks.Hook, where: str) -> None:
+    entry = root.find(where)
+    if entry is not None and entry.mode & 0o022:
+        findings.add("hook-writable", where, f"mode {entry.mode & 0o7777:04o}")
+    if hook.program:
+        program = root.find(hook.program)
+        if program is None or not program.is_executable:
+            what = "is not in the image" if program is None else "is not executable"
+            findings.add("hook-program-missing", where, f"{hook.program} {what}")

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens what is to be inspected: a card (.wic), a root file system (.ext4), a directory, an artifact.
+
+By content, not by name; card and file system may be compressed. No root, no loop device.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING
+
+from update_agent.artifact import Reader
+from update_agent.errors import ArtifactError
+
+from . import ext4
+from .disk import Disk, at
+from .tree import DirectoryTree, InspectError, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from update_agent.header import Header
+
+    class Readable(Protocol):
+        """Bytes of an image, until none are left."""
+
+        def read(self, n: int, /) -> bytes: ...
+
+
+_CHUNK = 1 << 20
+_MEMORY_LIMIT_BYTES = 1 << 30
+
+
+def _zstd(file: IO[bytes]) -> Readable:
+    import zstandard
+
+    return zstandard.ZstdDecompressor(max_window_size=1 << 30).stream_reader(file, read_across_frames=True)
+
+
+_DECOMPRESSORS: tuple[tuple[bytes, str, Callable[[IO[bytes]], Readable]], ...] = (
+    (b"BZh", "bzip2", bz2.BZ2File),
+    (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
+    (b"\xfd7zXZ\0", "xz", lzma.LZMAFile),
+    (b"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=file)),
+)
+
+
+class Artifact:
+    """An artifact: header, payload files with their sizes; `damage` tells why a device refuses it."""
+
+    def __init__(self, header: Header, compression: str, files: dict[str, int], damage: str) -> None:
+        self.header = header
+        self.compression = compression
+        self.files = files
+        self.damage = damage
+
+    @property
+    def payload_bytes(self) -> int:
+        """Size of the payload after unpacking: what goes into a slot."""
+        return sum(self.files.values())
+
+
+class Source:
+    """What was opened: `kind` is disk, filesystem, directory or artifact; the rest as far as it exists.
+
+    `root` is a tree, or None when its file system is of a kind that is not read here.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        self.kind = kind
+        self.compression = "none"
+        self.disk: Disk | None = None
+        self.root: Tree | None = None
+        self.artifact: Artifact | None = None
+        self.image: IO[bytes] | None = None  # of a root file system
+
+
+class Opener:
+    """Keeps what was unpacked until it is closed; use it with `with`."""
+
+    def __init__(self, *, progress: Callable[[int], object] = lambda count: None) -> None:
+        self._stack = ExitStack()
+        self._scratch: Path | None = None
+        self._progress = progress
+
+    def __enter__(self) -> Opener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def scratch(self, name: str) -> Path:
+        """A new path in a directory that goes away."""
+        if self._scratch is None:
+            self._scratch = Path(self._stack.enter_context(TemporaryDirectory(prefix="ota-inspect-")))
+        return self._scratch / f"{len(list(self._scratch.iterdir()))}-{name}"
+
+    def open_artifact(self, path: Path) -> Artifact:
+        """An artifact alone; its payload is checked, not looked into. Raises InspectError if it is none."""
+        source = self.open(path, payload=False)
+        if source.artifact is None:
+            raise InspectError(f"{path} is no artifact", hint="scripts/ota artifact write makes one")
+        return source.artifact
+
+    def open(self, path: Path, *, payload: bool = True) -> Source:
+        """Open a path; `payload` False: do not look into an artifact's payload. Raises InspectError."""
+        if path.is_dir():
+            source = Source(path, "directory")
+            source.root = DirectoryTree(path)
+            return source
+        try:
+            file: IO[bytes] = self._stack.enter_context(path.open("rb"))
+        except OSError as error:
+            raise InspectError(f"cannot open {path}: {error.strerror}") from error
+        head = at(file, 0, 512)
+        file.seek(0)
+        if head.startswith(b"version\0") and head[257:262] == b"ustar":
+            return self._artifact(path, file, payload)
+        compression = "none"
+        for magic, name, opener in _DECOMPRESSORS:
+            if head.startswith(magic):
+                compression = name
+                file = self._unpacked(opener(file), path)
+        source = self._image(path, file)
+        source.compression = compression
+        return source
+
+    def _unpacked(self, stream: Readable, path: Path) -> IO[bytes]:
+        target = self._stack.enter_context(self.scratch("image").open("w+b"))
+        try:
+            copy_sparse(stream, target, self._progress)
+        except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+            raise _cannot_unpack(path, error) from error
+        except Exception as error:
+            if type(error).__module__.startswith("zstandard"):  # not loaded for anything else
+                raise _cannot_unpack(path, error) from error
+            raise
+        return target
+
+    def _image(self, path: Path, file: IO[bytes]) -> Source:
+        head = at(file, 0, 2048)
+        if head[ext4.MAGIC_OFFSET : ext4.MAGIC_OFFSET + 2] == ext4.MAGIC:
+            source = Source(path, "filesystem")
+            source.root, source.image = ext4.Ext4Tree(file, 0, path.name), file
+            return source
+        if head[510:512] == b"\x55\xaa" and head[54:57] != b"FAT" and head[82:85] != b"FAT":
+            source = Source(path, "disk")
+            source.disk = Disk(file, path.name)
+            return source
+        raise InspectError(
+            f"{path} is no image of a card, no ext4 file system and no artifact",
+            hint="what can be inspected: .wic and .ext4 (also .bz2, .xz, .zst, .gz), a directory, .mender",
+        )
+
+    def _artifact(self, path: Path, file: IO[bytes], payload: bool) -> Source:
+        source = Source(path, "artifact")
+        reader = Reader(file, memory_limit_bytes=_MEMORY_LIMIT_BYTES)  # not even a header: an error of input
+        sizes: dict[str, int] = {}
+        damage = ""
+        image: IO[bytes] | None = None
+        try:
+            for member in reader.files():
+                sizes[member.name] = member.size
+                if payload and reader.header.payload_type == "rootfs-image":
+                    image = self._stack.enter_context(self.scratch("payload").open("w+b"))
+                    copy_sparse(member, image, self._progress)
+        except ArtifactError as error:
+            damage = str(error)
+        source.artifact = Artifact(reader.header, reader.compression, sizes, damage)
+        if image is not None and not damage:
+            head = at(image, 0, 2048)
+            source.image = image
+            if head[ext4.MAGIC_OFFSET : ext4.MAGIC_OFFSET + 2] == ext4.MAGIC:
+                source.root = ext4.Ext4Tree(image, 0, f"{path.name}: payload")
+        return source
+
+
+def _cannot_unpack(path: Path, error: Exception) -> InspectError:
+    return InspectError(f"cannot unpack {path}: {error}", hint="is the download complete?")
+
+
+def copy_sparse(source: Readable, target: IO[bytes], progress: Callable[[int], object]) -> None:
+    """Copy a stream to a file; zeros become holes."""
+    size = 0
+    while chunk := source.read(_CHUNK):
+        if chunk.strip(b"\0"):
+            target.seek(size)
+            target.write(chunk)
+        size += len(chunk)
+        progress(len(chunk))
+    target.truncate(size)
+    target.flush()

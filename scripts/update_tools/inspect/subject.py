@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the sections look at: the trees of all partitions, and what the image says about itself."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from update_agent.config import Config
+from update_agent.errors import ConfigError
+from update_agent.lean import json
+from update_tools.bench.tools import run
+
+from .boards import Board
+from .ext4 import Ext4Tree
+from .tree import DirectoryTree, InspectError, Tree
+
+if TYPE_CHECKING:
+    from .disk import Disk, Partition
+    from .findings import Findings
+    from .source import Artifact, Opener, Source
+
+CONFIG = "/etc/mender/mender.conf"
+STORE = "/var/lib/mender"
+_PARTITION = re.compile(r"(/dev/(?:mmcblk\d+|nvme\d+n\d+|loop\d+|nbd\d+|sd[a-z]+|vd[a-z]+))p?(\d+)")
+
+
+class Slot:
+    """A root partition: the device node that mender.conf names, its card, its number."""
+
+    __slots__ = ("disk", "node", "number")
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        match = _PARTITION.fullmatch(node)
+        self.disk = match[1] if match else ""
+        self.number = int(match[2]) if match else 0
+
+
+class Subject:
+    """The trees: `boot` (FAT), `root` (slot A, or all there is), `data`; each None if it is not there."""
+
+    def __init__(self, source: Source, findings: Findings) -> None:
+        self.source = source
+        self.findings = findings
+        self.board = Board()
+        self.root: Tree | None = source.root
+        self.boot: Tree | None = None
+        self.data: Tree | None = None
+        self.data_partition: Partition | None = None
+        self.config: Config | None = None
+        self.config_document: dict[str, object] = {}
+        self.artifact: Artifact | None = source.artifact
+
+    @property
+    def disk(self) -> Disk | None:
+        """The whole card, if that is what is inspected."""
+        return self.source.disk
+
+    @property
+    def slots(self) -> tuple[Slot, Slot]:
+        """The two root partitions that mender.conf names; `number` 0 where it names none."""
+        config = self.config
+        return Slot(config.rootfs_part_a if config else ""), Slot(config.rootfs_part_b if config else "")
+
+    def slot(self, index: int) -> Partition | None:
+        """The partition of slot A (0) or B (1) in the table."""
+        return self.disk.partition(self.slots[index].number) if self.disk else None
+
+    @property
+    def device_type(self) -> str:
+        """What the image says it is for, else what the artifact is for; empty if neither says."""
+        named = self.config.device_type_file_set if self.config else ""
+        text = self.root.text(named) if self.root and named else self.store_text("device_type")
+        if text and text.startswith("device_type="):
+            return text.strip().partition("=")[2]
+        return self.artifact.header.device_types[0] if self.artifact and not self.disk else ""
+
+    def store_text(self, name: str) -> str | None:
+        """A file of the agent's store, which is on the data partition or still in the root file system."""
+        data = self.data.read(f"/mender/{name}") if self.data else None
+        if data is None and self.root:
+            data = self.root.read(f"{STORE}/{name}")
+        return None if data is None else data.decode(errors="replace")
+
+
+def look(source: Source, opener: Opener, findings: Findings) -> Subject:
+    """Read all trees of a source and the agent's configuration."""
+    subject = Subject(source, findings)
+    disk = source.disk
+    if disk is not None:
+        for partition in disk.partitions:
+            if partition.filesystem == "ext4" and partition.end <= disk.size:
+                _add_tree(subject, disk, partition)
+            elif partition.filesystem == "vfat" and subject.boot is None:
+                subject.boot = fat(disk, partition, opener)
+    if subject.root is not None:
+        _read_config(subject, subject.root)
+    if disk is not None and subject.root is not None:
+        _find_data(subject, disk)
+    return subject
+
+
+def _add_tree(subject: Subject, disk: Disk, partition: Partition) -> None:
+    """The first file system with /etc is the root; any other ext4 that follows may be the data."""
+    try:
+        tree = Ext4Tree(disk.image, partition.start, f"partition {partition.number}")
+    except InspectError as error:
+        subject.findings.add("filesystem-damaged", f"partition {partition.number}", error.message)
+        return
+    if subject.root is None and tree.find("/etc") is not None and tree.find("/usr") is not None:
+        subject.root = tree
+    elif tree.find("/usr") is None:
+        subject.data, subject.data_partition = tree, partition
+
+
+def _find_data(subject: Subject, disk: Disk) -> None:
+    """The partition that fstab mounts at /data, if it says one by its number."""
+    root = subject.root
+    for fields in fstab(root) if root else []:
+        match = _PARTITION.fullmatch(fields[0])
+        if fields[1] == "/data" and match and (partition := disk.partition(int(match[2]))):
+            subject.data_partition = partition
+
+
+def fstab(root: Tree) -> list[list[str]]:
+    """Fields of the lines of /etc/fstab."""
+    lines = (line.split() for line in (root.text("/etc/fstab") or "").splitlines())
+    return [fields for fields in lines if len(fields) >= 3 and not fields[0].startswith("#")]
+
+
+def fat(disk: Disk, partition: Partition, opener: Opener) -> Tree:
+    """Files of a FAT partition, copied out by mtools."""
+    target = opener.scratch("boot")
+    target.mkdir()
+    image = f"{disk.image.name}@@{partition.start}"
+    run(["mcopy", "-s", "-n", "-Q", "-i", image, "::/*", target], env={"MTOOLS_SKIP_CHECK": "1"})
+    return DirectoryTree(target, f"partition {partition.number}")
+
+
+def _read_config(subject: Subject, root: Tree) -> None:
+    """mender.conf as the agent reads it: the fallback of the store, then the image's."""
+    texts = [(f"{STORE}/mender.conf", subject.store_text("mender.conf")), (CONFIG, root.text(CONFIG))]
+    config = Config()
+    for path, text in texts:
+        if text is None:
+            continue
+        try:
+            document = json.loads(text)
+            config.merge(document, path)
+        except (ValueError, ConfigError) as error:
+            subject.findings.add("config-invalid", path, str(error))
+            continue
+        subject.config_document.update(document)
+        subject.config = config
+    for warning in config.warnings:
+        subject.findings.add("config-invalid", CONFIG, warning)
