@@ -183,7 +183,6 @@ def test_a_receiver_that_takes_nothing(
     link = httpx.URL(device.poll().json()["artifact"]["source"]["uri"])
     before = server.connections()
     with connect(server) as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         line.sendall(f"GET {link.raw_path.decode()} HTTP/1.1\r\nHost: {link.host}\r\n\r\n".encode())
         assert line.recv(100).startswith(b"HTTP/1.1 200")
         wait_for_hang_up(server, before)
