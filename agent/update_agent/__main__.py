@@ -9,7 +9,7 @@ import sys
 from update_agent import __version__, config
 from update_agent.errors import ConfigError, IdleError, ProcError, StoreError, UpdateError
 from update_agent.lean import json, signal
-from update_agent.log import LEVELS, Log
+from update_agent.log import LEVELS, Log, tell
 from update_agent.options import COMMANDS, Usage, parse, usage_text
 
 TYPE_CHECKING = False
@@ -43,7 +43,10 @@ def _configure(options: Options) -> tuple[Config, Log]:
     level = options.log_level or settings.daemon_log_level
     if level not in LEVELS:
         raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}")
-    log = Log(level, path=options.log_file)
+    try:
+        log = Log(level, path=options.log_file)
+    except OSError as error:
+        raise ConfigError(f"cannot write the log file {options.log_file}: {error.strerror}") from error
     for warning in settings.warnings:
         log.warning(warning)
     return settings, log
@@ -84,6 +87,16 @@ def _context(settings: Config, log: Log, store: Store | None = None) -> Context:
 def _stop(_number: int, _frame: object) -> NoReturn:
     # As after a power cut, only politely: what runs is ended, what was saved is gone on with later.
     raise SystemExit(0)
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    """Print an answer. Raises UpdateError when nobody gets it."""
+    if reason := tell(text):
+        raise UpdateError(f"cannot write to the standard output: {reason}")
 
 
 def _daemon(options: Options) -> int:
@@ -145,22 +158,32 @@ def _standalone(options: Options) -> int:
 
     settings, log = _configure(options)
     context = _context(settings, log)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)  # ends the program that runs, too
     context.store.lock()
     context.store.reload()
     leftovers.end(settings.datastore, log)
     leftovers.mark(settings.datastore)
     machine = Standalone(context, stop_before=options.stop_before, progress=ProgressBar())
-    if options.verb == "install":
-        bootstrap(context)
-        print("Installing artifact...", flush=True)
-        code = machine.install(options.artifact)
-    else:
-        code = {"commit": machine.commit, "rollback": machine.rollback, "resume": machine.resume}[
-            options.verb
-        ]()
-    lines = result_text(machine.flags)
-    for line in lines:
-        print(line)
+    try:
+        if options.verb == "install":
+            bootstrap(context)
+            tell("Installing artifact...")
+            code = machine.install(options.artifact)
+        else:
+            code = {"commit": machine.commit, "rollback": machine.rollback, "resume": machine.resume}[
+                options.verb
+            ]()
+    except KeyboardInterrupt:
+        tell(
+            "Interrupted. Use 'resume' to go on, or 'rollback' to undo."
+            if machine.is_saved
+            else "Interrupted."
+        )
+        raise
+    for line in result_text(machine.flags):
+        tell(line)
     if code in {FAILED, NOTHING} and (reason := machine.update.cause or "".join(machine.reasons[-1:])):
         print(f"Could not fulfill request: {reason}", file=sys.stderr)
     if code == 0 and "RebootRequired" in machine.flags and options.reboot_exit_code:
@@ -179,10 +202,9 @@ def _show(options: Options) -> int:
         bootstrap(_context(settings, log, store))
     provides = installed(store)
     if options.verb == "show-artifact":
-        print(provides["artifact_name"])
+        _say(provides["artifact_name"])
     else:
-        for key, value in sorted(provides.items()):
-            print(f"{key}={value}")
+        _say("\n".join(f"{key}={value}" for key, value in sorted(provides.items())))
     return 0
 
 
@@ -242,12 +264,10 @@ def _control(options: Options) -> int:
         say = report.continue_text if options.verb == "continue" else report.fail_text
 
     try:
-        ctl.ask(settings.control_socket, request, lambda result: print(say(result), flush=True))
+        ctl.ask(settings.control_socket, request, lambda result: _say(say(result)))
     except IdleError as error:
         print(f"Could not fulfill request: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
@@ -275,10 +295,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
         if options.help:
-            print(usage_text(options.verb))
+            _say(usage_text(options.verb))
             return 0
         if options.version:
-            print(__version__)
+            _say(__version__)
             return 0
         return _VERBS[options.verb](options)
     except Usage as error:
@@ -288,6 +308,8 @@ def main(argv: list[str] | None = None) -> int:
     except UpdateError as error:
         print(f"Could not fulfill request: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

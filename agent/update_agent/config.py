@@ -53,8 +53,8 @@ KEYS: tuple[tuple[str, str, object, str], ...] = (
     ("RootfsPartB", "text", "", "rootfs_part_b"),
     # Ours. True: a pause survives a restart (see agent/README.md); False: exactly as client 3.5 does.
     ("PauseSurvivesRestart", "bool", True, "pause_survives_restart"),
-    # Ours. True: a success is reported as one also when the device restarts before that; False: as failure then,
-    # which is what both clients do.
+    # Ours. True: a success is reported as one also when the device restarts before that; False: as a failure
+    # then, which is what both clients do.
     ("OutcomeSurvivesRestart", "bool", True, "outcome_survives_restart"),
     # Ours. Members of this group may use the control socket, beside root.
     ("ControlGroup", "text", "", "control_group"),

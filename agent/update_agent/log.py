@@ -25,6 +25,19 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
 
 
+def tell(text: str, end: str = "\n") -> str:
+    """Print for whoever gave the command. Returns why that failed, empty if it did not.
+
+    A reader that is gone, or a full disk, ends what is printed but never the update.
+    """
+    try:
+        print(text, end=end, flush=True)
+        return ""
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until this process ends
+        return os.strerror(error.errno or 0)
+
+
 def _deployment_logs(directory: str) -> list[str]:
     """Names of deployment logs, newest (0000) first."""
     try:

@@ -225,7 +225,8 @@ def usage_text(verb: str = "") -> str:
         codes = "\n".join(_row(str(code), text) for code, text in EXIT_CODES)
         return f"{head}\n\noptions:\n{_rows(OPTIONS)}\n\nexit codes:\n{codes}"
     line = f"usage: {PROGRAM} {command.name} [OPTIONS] {command.argument}".rstrip()
-    return f"{line}\n\n{command.help}\n\noptions:\n{_rows((*command.options, OPTIONS[-1]))}"
+    first, _, rest = command.help.partition(" ")
+    return f"{line}\n\n{_wrap(first, rest, 0)}\n\noptions:\n{_rows((*command.options, OPTIONS[-1]))}"
 
 
 def _rows(options: Sequence[Option]) -> str:
@@ -233,10 +234,16 @@ def _rows(options: Sequence[Option]) -> str:
 
 
 def _row(left: str, right: str) -> str:
-    lines, line = [], f"  {left:<32}"
-    for word in right.split():
+    return _wrap(f"  {left:<32}", right, 35)
+
+
+def _wrap(line: str, text: str, indent: int) -> str:
+    """The text behind the line's begin, broken where it gets too long; further lines are indented."""
+    lines = []
+    for word in text.split():
         if len(line) + len(word) >= _WIDTH:
             lines.append(line)
-            line = " " * 34
-        line += f" {word}"
+            line = " " * indent + word
+        else:
+            line += f" {word}"
     return "\n".join([*lines, line])

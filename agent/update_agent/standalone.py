@@ -7,6 +7,7 @@ import sys
 
 from update_agent.errors import StoreError, UpdateError
 from update_agent.lean import json
+from update_agent.log import tell
 from update_agent.machine import Context, Machine
 from update_agent.states import COMMIT_FROM, IN_STATE, ROLLBACK_NOT_FROM, STANDALONE_STEPS, Step
 from update_agent.update import Update, commit, from_text, installed
@@ -48,9 +49,14 @@ class Standalone(Machine):
 
     # Commands; each returns an exit code
 
+    @property
+    def is_saved(self) -> bool:
+        """An update is in progress, which a later command can go on with."""
+        return self.store.get(_KEY) is not None
+
     def install(self, source: str) -> int:
         """Take an artifact in from a path or URL, and install it. It waits for commit if it can be undone."""
-        if self.store.get(_KEY) is not None:
+        if self.is_saved:
             self.flags |= {"Failed", "NoRollbackNecessary"}
             self.failed("Update already in progress. Please commit or roll back first")
             return FAILED
@@ -103,7 +109,7 @@ class Standalone(Machine):
 
     def _run(self, start: str) -> int:
         self.walk(start)
-        if self.store.get(_KEY) is not None and self._has_failed:
+        if self.is_saved and self._has_failed:
             self._has_failed = False  # what went wrong so far was told; the update itself goes on
             self._write(self._in_state)
         return FAILED if "Failed" in self.flags else DONE
@@ -311,7 +317,7 @@ class ProgressBar:
     def end(self) -> None:
         """What is printed next begins a line of its own."""
         if self._is_open:
-            print(flush=True)
+            tell("")
             self._is_open = False
 
     def __call__(self, done_bytes: int, size_bytes: int | None) -> None:
@@ -324,9 +330,9 @@ class ProgressBar:
         self._shown = step
         if self._is_terminal:
             bar = "#" * (percent // 2)
-            print(f"\r[{bar:<50}] {percent:3d} % of {size_bytes / 1e6:.1f} MB", end="", flush=True)
+            tell(f"\r[{bar:<50}] {percent:3d} % of {size_bytes / 1e6:.1f} MB", end="")
             self._is_open = True
             if percent == 100:
                 self.end()
         else:
-            print(f"{percent} %", flush=True)
+            tell(f"{percent} %")

@@ -80,7 +80,8 @@ def _decode(path: str) -> dict[str, str]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
+        hint = _hint(error) if error.errno == errno.EACCES else ""
+        raise StoreError(f"cannot read {path}: {os.strerror(error.errno or 0)}", hint=hint) from error
     try:
         document = json.loads(data)
         if document["format"] != FORMAT:
@@ -97,6 +98,12 @@ def _decode(path: str) -> dict[str, str]:
     if not good:
         raise StoreError(f"{path} is damaged: its checksum does not match")
     return dict(values)
+
+
+def _hint(error: OSError) -> str:
+    if error.errno == errno.EACCES and os.geteuid():
+        return "only root may"
+    return "is the data partition mounted, writable and not full?"
 
 
 class BusyError(StoreError):
@@ -157,13 +164,12 @@ class Store:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self.unlock()
-            if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+            if error.errno == errno.EWOULDBLOCK:
                 raise BusyError(
                     "another update process is at work", hint="is the daemon in an update?"
                 ) from error
             raise StoreError(
-                f"cannot lock {self._lock_path}: {os.strerror(error.errno or 0)}",
-                hint="is the data partition mounted and writable?",
+                f"cannot lock {self._lock_path}: {os.strerror(error.errno or 0)}", hint=_hint(error)
             ) from error
 
     def unlock(self) -> None:
@@ -208,7 +214,7 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"cannot save the update's state to {self.path}: {os.strerror(error.errno or 0)}",
-                hint="is the data partition mounted, writable and not full?",
+                hint=_hint(error),
             ) from error
         self._values = values
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 
 from update_agent import __version__
 from update_agent.options import COMMANDS, OPTIONS
-from update_tools.conform.lab import Lab
+from update_tools.conform.lab import MODULE, Lab
 
 GIVEN = {"supports_rollback": True, "needs_reboot": "No", "faults": []}
 
@@ -89,6 +91,72 @@ def test_log_options(lab: Lab) -> None:
     wrong = run(lab, "-l", "loud", "show-artifact")
     assert wrong.returncode == 1
     assert "log level 'loud' is not one of trace, debug, info" in wrong.stderr
+
+
+def test_a_log_file_that_cannot_be_opened_is_named(lab: Lab) -> None:
+    wrong = run(lab, "-L", lab.path("none/log"), "show-artifact")
+    assert wrong.returncode == 1
+    assert wrong.stderr == (
+        f"Could not fulfill request: cannot write the log file {lab.path('none/log')}: "
+        "No such file or directory\n"
+    )
+
+
+# Who listens goes away
+
+
+def run_unheard(lab: Lab, *arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of a command whose standard output takes nothing."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "update_agent", *arguments],
+            env=lab.environment(),
+            cwd=lab.root,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("words", [["show-artifact"], ["show-provides"], ["--version"], ["pause", "--help"]])
+def test_an_answer_that_reaches_nobody_is_a_failure(lab: Lab, words: list[str]) -> None:
+    code, said = run_unheard(lab, *words)
+    assert code == 1
+    assert said.endswith(
+        "Could not fulfill request: cannot write to the standard output: No space left on device\n"
+    )
+    assert "Traceback" not in said
+
+
+def test_an_update_goes_on_when_nobody_reads_its_progress(lab: Lab) -> None:
+    code, said = run_unheard(lab, "-l", "error", "install", lab.path("artifact.mender"))
+    assert (code, said) == (0, "")
+    assert run(lab, "commit").stdout == "Committed.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_update_that_is_interrupted_ends_its_programs_and_can_be_undone(lab: Lab, number: int) -> None:
+    began = Path(lab.path("began"))
+    os.mkfifo(began)
+    module = Path(lab.path(f"data/modules/v3/{MODULE}"))
+    usual = module.read_text()
+    slow = f'if [ "$1" = ArtifactInstall ]; then echo $$ >"{began}"; exec sleep 600; fi\n'
+    module.write_text(f"#!/bin/sh\n{slow}{usual}")
+    argv = [sys.executable, "-m", "update_agent", "install", lab.path("artifact.mender")]
+    with subprocess.Popen(
+        argv, env=lab.environment(), cwd=lab.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        program = os.pidfd_open(int(began.read_text()))
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout.splitlines()[-1] == "Interrupted. Use 'resume' to go on, or 'rollback' to undo."
+    assert "Traceback" not in stderr
+    assert select.select([program], [], [], 60)[0], "the module still runs"
+    os.close(program)
+    assert run(lab, "rollback").stdout == "Rolled back.\n"
 
 
 # Progress

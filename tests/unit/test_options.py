@@ -85,7 +85,9 @@ def test_help_lists_everything() -> None:
     text = usage_text()
     for command in COMMANDS:
         assert f"\n  {command.name}" in text
-        assert command.help in usage_text(command.name)
+        own = usage_text(command.name)
+        assert command.help in own.replace("\n", " ")
+        assert max(map(len, own.splitlines())) <= 110
     for option in OPTIONS:
         assert ", ".join(option.names) in text
     assert "--stop-before STATE" in usage_text("commit")

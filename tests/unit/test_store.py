@@ -343,6 +343,24 @@ def test_only_one_process_may_update(directory: Path, other_process: subprocess.
     store.unlock()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed, so root is")
+def test_another_user_is_told_who_may(directory: Path) -> None:
+    opened(directory).lock()
+    told = []
+    for what in ("lock", "write"):
+        pid = os.fork()
+        if pid == 0:
+            os.setuid(65534)
+            try:
+                store = Store(str(directory), Log("fatal"))
+                store.lock() if what == "lock" else store.write({"state": "x"})
+            except StoreError as error:
+                os._exit(7 if "only root may" in str(error) and not isinstance(error, BusyError) else 1)
+            os._exit(0)
+        told.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    assert told == [7, 7]
+
+
 def test_a_change_between_updates_keeps_what_others_saved(directory: Path) -> None:
     store = opened(directory)
     store.write({"artifact-name": "a"})
