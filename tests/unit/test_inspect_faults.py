@@ -175,7 +175,7 @@ FAULTS: list[tuple[str, str, Callable[[Card], object]]] = [
     ("no-relro", "/usr/bin/product", built("-fPIE", "-pie", "-fstack-protector-strong", "-Wl,-z,norelro")),
     ("no-canary", "/usr/bin/product", built("-fPIE", "-pie", "-fno-stack-protector", "-Wl,-z,relro,-z,now")),
     ("executable-stack", "/usr/bin/product", built("-fPIE", "-pie", "-fstack-protector-strong", "-Wl,-z,relro,-z,now,-z,execstack")),
-    ("insecure-rpath", "/usr/bin/product", built("-fPIE", "-pie", "-fstack-protector-strong", "-Wl,-z,relro,-z,now,-rpath,/home/me/lib")),
+    ("insecure-rpath", "/usr/bin/product", built("-fPIE", "-pie", "-fstack-protector-strong", "-Wl,-z,relro,-z,now,-rpath,/tmp/build/lib")),
     # state scripts and pause hooks
     ("script-unreachable", f"{SCRIPTS}/ArtifactInstall_Enter_10", text(f"{SCRIPTS}/ArtifactInstall_Enter_10", SCRIPT, 0o755)),
     ("script-no-such-hook", f"{SCRIPTS}/Idle_Error_10", text(f"{SCRIPTS}/Idle_Error_10", SCRIPT, 0o755)),
