@@ -19,3 +19,19 @@ def descriptors() -> set[tuple[str, str]]:
 def tasks() -> set[str]:
     """Threads, by number."""
     return set(os.listdir("/proc/self/task"))
+
+
+def children() -> set[int]:
+    """Child processes, also ended ones that nobody has waited for; a database of other tests is one."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                parent = int(file.read().rpartition(b")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+        if parent == os.getpid():
+            found.add(int(name))
+    return found

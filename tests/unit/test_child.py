@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from tests.support.leftovers import children
 
 from update_agent import child
 from update_agent.config import TierError
@@ -22,12 +23,17 @@ def log() -> Log:
     return Log(stream=io.StringIO())
 
 
+OTHERS: set[int] = set()  # what runs for other tests
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.clear()
+    OTHERS.update(children())
+
+
 def no_children() -> bool:
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
+    return children() <= OTHERS
 
 
 def test_the_result_comes_back_and_the_child_was_another_process(log: Log) -> None:

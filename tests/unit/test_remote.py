@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.leftovers import children
 from tests.unit import peer as peers
 from tests.unit.peer import Answer, Peer, Request
 from tests.unit.test_server import DEPLOYMENT, answer, make_config
@@ -182,12 +183,17 @@ def test_the_daemon_stays_responsive(peer: Peer, server: Server, config: Config)
 # One child and one connection for a deployment
 
 
+OTHERS: set[int] = set()  # what runs for other tests
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.clear()
+    OTHERS.update(children())
+
+
 def no_children() -> bool:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return True
-    return False
+    return children() <= OTHERS
 
 
 def test_requests_share_a_connection_until_nothing_is_asked_for_a_while(
