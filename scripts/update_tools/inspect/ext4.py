@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ext2, ext3 and ext4 file systems, read where they lie in a larger image: no mount, no root, no copy.
 
-debugfs could do it too, by copying each file out, on hosts that have it; the tests compare with it.
+debugfs could do it too, by copying each file out, on hosts that have it.
 Layout: the kernel's Documentation/filesystems/ext4. Checksums are not verified; the journal is not replayed.
 """
 

@@ -66,7 +66,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "library-wrong-architecture": (ERROR,  "the library of that name is for another machine"),
     "not-pie":                   (WARNING, "build with -fPIE -pie (OE-core: require conf/distro/include/security_flags.inc)"),
     "no-relro":                  (WARNING, "link with -Wl,-z,relro,-z,now"),
-    "no-canary":                 (WARNING, "build with -fstack-protector-strong"),
+    "no-canary":                 (WARNING, "probably built without -fstack-protector-strong; a program without arrays on its stack needs none"),
     "executable-stack":          (WARNING, "an assembler file lacks .note.GNU-stack; link with -z noexecstack"),
     "insecure-rpath":            (ERROR,   "libraries are searched in a place of the build host or relative to the caller: chrpath -d"),
     # state scripts and pause hooks
