@@ -176,6 +176,9 @@ def _standalone(options: Options) -> int:
                 options.verb
             ]()
     except KeyboardInterrupt:
+        from update_agent.child import kill_programs
+
+        kill_programs()  # what was started an instant before
         tell(
             "Interrupted. Use 'resume' to go on, or 'rollback' to undo."
             if machine.is_saved

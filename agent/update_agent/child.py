@@ -104,7 +104,7 @@ def _settle(parent: int) -> None:
         os._exit(1)
 
 
-def _kill_programs() -> None:
+def kill_programs() -> None:
     """Kill the programs this process started, with their groups.
 
     `proc.run` does that while unwinding, but the signal may come between the start and its `try`.
@@ -136,7 +136,7 @@ def _in_child(work: Callable[[Channel], object], channel: Channel, parent: int, 
         channel.write({"result": work(channel)})
         return 0
     except _Stop:
-        _kill_programs()
+        kill_programs()
         return 1
     except BrokenPipeError:
         return 1  # the parent is gone or gave up

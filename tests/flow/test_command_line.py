@@ -159,6 +159,33 @@ def test_an_update_that_is_interrupted_ends_its_programs_and_can_be_undone(lab: 
     assert run(lab, "rollback").stdout == "Rolled back.\n"
 
 
+def test_a_program_that_was_started_an_instant_before_the_interrupt_is_ended(lab: Lab) -> None:
+    """The signal comes when the program runs already and the agent has not noted it yet."""
+    body = (
+        "import os, sys, signal\n"
+        "from update_agent.__main__ import main\n"
+        "def between(pid):\n"
+        "    print('started', pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    raise AssertionError('the signal did not come')\n"
+        "os.pidfd_open = between\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    Path(lab.path("conf/scripts/Download_Enter_00")).write_text("#!/bin/sh\nexec sleep 600\n")
+    argv = [sys.executable, "-c", body, "install", lab.path("artifact.mender")]
+    done = subprocess.run(
+        argv, env=lab.environment(), cwd=lab.root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    pid = int(done.stdout.partition("started ")[2].split()[0])
+    try:
+        program = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([program], [], [], 10)[0], "the script still runs"
+    os.close(program)
+
+
 # Progress
 
 
