@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from tests.bench.run import measure
@@ -15,7 +16,7 @@ MATERIAL = "/media/material"
 OURS = "update-agent"
 
 
-class Agent:
+class Agent(ABC):
     """What all have: a name, the compressions they know, the file a release is for them."""
 
     name = ""
@@ -35,15 +36,15 @@ class Agent:
         """The file's path below the served folder."""
         return f"{'changed-' if changed else ''}{compression}.mender"
 
+    @abstractmethod
     def install(self, source: str, *, sample: bool = False) -> Cost:
         """Install it into the inactive slot, and say what that took."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         """Before each installation: a device with nothing installed."""
         self.device.renew()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most start nothing
         """End what was started."""
 
 

@@ -18,15 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jeepney import DBusAddress, MessageType, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
-from tests.flow.test_bus import APP, GIVEN, OURS_SET, Device, pause_map, pytestmark
+from tests.flow.test_bus import pytestmark
+from tests.support.bus_device import APP, OURS_SET, Device, device, on_a_bus, pause_map
 
 from update_agent.bus_objects import FAILED, OWN
 from update_agent.control import parse
 from update_agent.errors import ControlError
 from update_agent.states import POINTS
-from update_tools.conform.lab import Lab
 
-__all__ = ["pytestmark"]
+__all__ = ["device", "pytestmark"]
 
 # Read by every Python at its start: time.time(), and nothing else, is as far off as a file says.
 CLOCK = """\
@@ -41,21 +41,6 @@ def wrong():
 time.time = wrong
 """
 YEARS_S = 10 * 365 * 86400
-
-
-@pytest.fixture
-def device() -> Iterator[Device]:
-    with Lab(GIVEN) as lab:
-        os.chmod(lab.root, 0o755)
-        lab.furnish()
-        made = Device(lab)
-        try:
-            made.bus.start()
-            yield made
-        finally:
-            made.kill()
-            made.bus.stop()
-            made.peer.close()
 
 
 def agent(device: Device, *words: str) -> subprocess.CompletedProcess[str]:
@@ -179,20 +164,11 @@ def test_a_clock_that_jumps_neither_ends_nor_prolongs_a_hook_s_hold(device: Devi
 @pytest.fixture(scope="module")
 def idle() -> Iterator[tuple[Device, DBusConnection]]:
     """An idle agent, and a connection to its bus."""
-    with Lab(GIVEN) as lab:
-        os.chmod(lab.root, 0o755)
-        lab.furnish()
-        made = Device(lab)
-        try:
-            made.bus.start()
-            made.start()
-            made.until_on_bus()
-            with open_dbus_connection(made.bus.address) as connection:
-                yield made, connection
-        finally:
-            made.kill()
-            made.bus.stop()
-            made.peer.close()
+    with on_a_bus() as made:
+        made.start()
+        made.until_on_bus()
+        with open_dbus_connection(made.bus.address) as connection:
+            yield made, connection
 
 
 def usually(usual: Any) -> st.SearchStrategy[Any]:

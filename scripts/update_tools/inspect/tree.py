@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -55,16 +56,16 @@ class Entry:
         return self.is_file and bool(self.mode & 0o111)
 
 
-class Tree:
+class Tree(ABC):
     """Base of all trees. `entries` holds every file by its absolute path, "/" included."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.entries: dict[str, Entry] = {}
 
+    @abstractmethod
     def content(self, entry: Entry, limit_bytes: int) -> bytes:
         """The first bytes of a regular file."""
-        raise NotImplementedError
 
     def find(self, path: str, *, follow: bool = True) -> Entry | None:
         """The file at a path, links followed inside the tree, the last one only if `follow`."""

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from update_tools.server import auth, device_schemas, live, rollout, services
 from update_tools.server.bodies import read_json, read_limited
+from update_tools.server.db import Device
 from update_tools.server.faults import BadRequest, Unauthorized
 from update_tools.server.polls import Polls
 from update_tools.server.settings import House
@@ -160,15 +162,11 @@ async def report(request: Request, deployment_id: str, authorization: Token = ""
     substate = body.get("substate")
     if substate is not None and not isinstance(substate, str):
         raise BadRequest("substate must be a string")
-    house = house_of(request)
 
-    def work() -> None:
-        with house.db.write() as session:
-            device = auth.identify(session, house.signer, authorization)
-            services.report(session, device, deployment_id, status, substate)
-        polls_of(request).seen(device.id)
+    def change(session: Session, device: Device) -> None:
+        services.report(session, device, deployment_id, status, substate)
 
-    await run_in_threadpool(work)
+    await _write_as_device(request, authorization, change)
     return Response(status_code=204)
 
 
@@ -189,15 +187,11 @@ async def store_log(request: Request, deployment_id: str, authorization: Token =
         ):
             raise BadRequest("each message needs the texts timestamp, level and message")
     kept = [{name: message[name] for name in ("timestamp", "level", "message")} for message in messages]
-    house = house_of(request)
 
-    def work() -> None:
-        with house.db.write() as session:
-            device = auth.identify(session, house.signer, authorization)
-            services.store_log(session, device, deployment_id, kept)
-        polls_of(request).seen(device.id)
+    def change(session: Session, device: Device) -> None:
+        services.store_log(session, device, deployment_id, kept)
 
-    await run_in_threadpool(work)
+    await _write_as_device(request, authorization, change)
     return Response(status_code=204)
 
 
@@ -207,15 +201,11 @@ async def store_log(request: Request, deployment_id: str, authorization: Token =
 async def store_inventory(request: Request, authorization: Token = "") -> Response:
     """Inventory: replaces all attributes."""
     attributes = _attributes(await _read(request, authorization, INVENTORY_LIMIT_BYTES))
-    house = house_of(request)
 
-    def work() -> None:
-        with house.db.write() as session:
-            device = auth.identify(session, house.signer, authorization)
-            services.store_inventory(device, attributes)
-        polls_of(request).seen(device.id)
+    def change(session: Session, device: Device) -> None:
+        services.store_inventory(device, attributes)
 
-    await run_in_threadpool(work)
+    await _write_as_device(request, authorization, change)
     return Response(status_code=200)
 
 
@@ -225,18 +215,33 @@ async def store_inventory(request: Request, authorization: Token = "") -> Respon
 async def add_inventory(request: Request, authorization: Token = "") -> Response:
     """Inventory: these attributes are new or changed, the others stay."""
     attributes = _attributes(await _read(request, authorization, INVENTORY_LIMIT_BYTES))
+
+    def change(session: Session, device: Device) -> None:
+        kept = {entry["name"]: entry for entry in device.inventory or []}
+        kept.update((entry["name"], entry) for entry in attributes)
+        services.store_inventory(device, list(kept.values()))
+
+    await _write_as_device(request, authorization, change, for_update=True)
+    return Response(status_code=200)
+
+
+async def _write_as_device(
+    request: Request,
+    authorization: str,
+    change: Callable[[Session, Device], None],
+    *,
+    for_update: bool = False,
+) -> None:
+    """Carry out what a device asks for, in one transaction, and note that it was heard of."""
     house = house_of(request)
 
     def work() -> None:
         with house.db.write() as session:
-            device = auth.identify(session, house.signer, authorization, for_update=True)
-            kept = {entry["name"]: entry for entry in device.inventory or []}
-            kept.update((entry["name"], entry) for entry in attributes)
-            services.store_inventory(device, list(kept.values()))
+            device = auth.identify(session, house.signer, authorization, for_update=for_update)
+            change(session, device)
         polls_of(request).seen(device.id)
 
     await run_in_threadpool(work)
-    return Response(status_code=200)
 
 
 def _attributes(body: Any) -> list[dict[str, Any]]:

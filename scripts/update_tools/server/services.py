@@ -16,28 +16,18 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session, contains_eager
 
 from update_tools.server import fleet, gates, live, rollout
-from update_tools.server.db import Artifact, Deployment, Device, Event, Part, now
-from update_tools.server.deployments import (
-    NewDeployment,
-    abort,
-    create_deployment,
-    decide,
-    replace_map,
-)
+from update_tools.server.db import Artifact, Deployment, Device, Part, now
 from update_tools.server.faults import Conflict, NotFound
 from update_tools.server.records import (
     DEVICE,
     SERVER,
     finish_if_done,
-    get_deployment,
     get_part,
     lock_deployment,
     note,
     relock,
     set_status,
 )
-
-__all__ = ["NewDeployment", "abort", "create_deployment", "decide", "get_deployment", "replace_map"]
 
 
 @dataclass(frozen=True)
@@ -225,23 +215,7 @@ def back(session: Session, part: Part) -> None:
         part.device.last_seen_at = now()  # the others of its kind are written later (polls.py)
 
 
-# --- for the pages ---------------------------------------------------------------------------------------
-
-
-def part_of(session: Session, deployment_id: str, device_id: str) -> Part:
-    """One device's part, for a person. Raises NotFound."""
-    get_deployment(session, deployment_id)
-    return get_part(session, deployment_id, device_id)
-
-
-def events(session: Session, deployment_id: str, device_id: str | None = None) -> Sequence[Event]:
-    """What happened, oldest first: to the whole deployment, or to one device with what it concerns."""
-    query = select(Event).where(Event.deployment_id == deployment_id).order_by(Event.id)
-    if device_id is not None:
-        query = query.where((Event.device_id == device_id) | Event.device_id.is_(None))
-    else:
-        query = query.where(Event.device_id.is_(None))
-    return session.scalars(query).all()
+# --- for people ---------------------------------------------------------------------------------------
 
 
 def log_text(messages: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -243,10 +243,9 @@ def _check(session: Session, step: str, form: Form) -> None:
         deployments.find_targets(session, whole)
 
 
-def _step_page(
-    request: Request, step: str, form: Form, problem: str = "", code: int = 200, **more: Any
-) -> Response:
+def _step_page(request: Request, step: str, form: Form, problem: str = "", code: int = 200) -> Response:
     kept = {name: form.get(name, []) for names in FIELDS.values() for name in names}
+    more: dict[str, Any] = {}
     with house_of(request).db.read() as session:
         if step == "what":
             found = session.scalars(
