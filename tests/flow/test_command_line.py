@@ -144,13 +144,22 @@ def test_an_update_that_is_interrupted_ends_its_programs_and_can_be_undone(lab: 
     usual = module.read_text()
     slow = f'if [ "$1" = ArtifactInstall ]; then echo $$ >"{began}"; exec sleep 600; fi\n'
     module.write_text(f"#!/bin/sh\n{slow}{usual}")
-    argv = [sys.executable, "-m", "update_agent", "install", lab.path("artifact.mender")]
+    # Who runs the tests may ignore signals (nohup, a job in the background), and the agent respects that.
+    argv = ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-m", "update_agent", "install"]
     with subprocess.Popen(
-        argv, env=lab.environment(), cwd=lab.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*argv, lab.path("artifact.mender")],
+        env=lab.environment(),
+        cwd=lab.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         program = os.pidfd_open(int(began.read_text()))
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=60)
+        try:
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert stdout.splitlines()[-1] == "Interrupted. Use 'resume' to go on, or 'rollback' to undo."
     assert "Traceback" not in stderr
