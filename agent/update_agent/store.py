@@ -103,6 +103,8 @@ def _decode(path: str) -> dict[str, str]:
 def _hint(error: OSError) -> str:
     if error.errno == errno.EACCES and os.geteuid():
         return "only root may"
+    if error.errno == errno.EROFS:
+        return "is the data partition mounted and writable?"
     return "is the data partition mounted, writable and not full?"
 
 
