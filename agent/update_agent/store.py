@@ -100,12 +100,8 @@ def _decode(path: str) -> dict[str, str]:
     return dict(values)
 
 
-def _hint(error: OSError) -> str:
-    if error.errno == errno.EACCES and os.geteuid():
-        return "only root may"
-    if error.errno == errno.EROFS:
-        return "is the data partition mounted and writable?"
-    return "is the data partition mounted, writable and not full?"
+def _hint(error: OSError, usual: str = "is the data partition mounted and writable?") -> str:
+    return "only root may" if error.errno == errno.EACCES and os.geteuid() else usual
 
 
 class BusyError(StoreError):
@@ -216,7 +212,7 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"cannot save the update's state to {self.path}: {os.strerror(error.errno or 0)}",
-                hint=_hint(error),
+                hint=_hint(error, "is the data partition mounted, writable and not full?"),
             ) from error
         self._values = values
 
