@@ -17,7 +17,7 @@ import pytest
 
 from update_tools.bench.qemu import DESK, Board
 from update_tools.demo.artifacts import make_artifact
-from update_tools.server import run
+from update_tools.server import rollout, run
 
 from .conftest import Images, NewBoard
 
@@ -74,9 +74,10 @@ class Field:
         return device
 
     def statuses(self) -> list[str]:
-        """All statuses that the device has sent in this deployment."""
+        """All statuses that the device has sent in this deployment; live reports of scripts are none."""
         events = self.management.events(self.deployment, self.device["id"])
-        return [event["word"] for event in events if event["source"] == "device"]
+        words = [event["word"] for event in events if event["source"] == "device"]
+        return [word for word in words if word in rollout.REPORTABLE]
 
     def until(self, is_there: Callable[[], Any], what: str) -> None:
         """Wait for something on the board or the server."""
