@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,3 +283,13 @@ def test_what_is_missing_is_said_with_numbers() -> None:
     sunday = SATURDAY + timedelta(hours=5)
     assert gates.unmet(gate, REBOOT, facts("RRRR"), sunday) == "the window opens 2026-01-04 02:00 UTC"
     assert gates.unmet(gate, REBOOT, facts("RRRR"), SATURDAY) == ""
+
+
+def test_the_guide_s_rules_are_rules() -> None:
+    """What the server's README shows is understood, all of it."""
+    text = (Path(gates.__file__).parent / "README.md").read_text()
+    document = json.loads(text.split("```json\n")[1].split("```")[0])
+    rules = gates.parse(document)
+    assert gates.parse(rules.document()) == rules
+    assert set(rules.gates) == set(document["gates"])
+    assert rules.hold and rules.abort and rules.vanished_after_s == document["vanished_after_s"]
