@@ -191,6 +191,30 @@ def test_refused_forms_come_back_with_the_reason(
     assert "not an artifact" in page
 
 
+def test_a_release_is_deleted_when_it_is_meant_and_not_needed(
+    server: ThreadServer, browser: Browser, write_artifact: Callable[..., Path]
+) -> None:
+    content = write_artifact("release-2").read_bytes()
+    browser.open("/releases")
+    page = browser.submit("/releases", {}, files={"artifact": ("x.mender", content)})
+    path = re.search(r'action="(/releases/[0-9a-f-]+/delete)"', page)
+    assert path is not None
+    assert "sure" in browser.submit(path[1], {}, status=400)
+    device = FakeDevice(server.url, "52:54:00:00:00:01")
+    device.authorize()
+    device.poll()
+    browser.open("/deployments/new")
+    browser.submit("/deployments", {"artifact_name": "release-2", "name": "open", "who": "all"})
+    deployment = httpx.URL(browser.url).path
+    browser.open("/releases")
+    assert "used by an active deployment" in browser.submit(path[1], {"sure": "yes"}, status=409)
+    browser.open(deployment)
+    browser.submit(f"{deployment}/control", {"action": "abort", "sure": "yes"})
+    browser.open("/releases")
+    assert "No artifact yet" in browser.submit(path[1], {"sure": "yes"})
+    assert "release-2" in browser.open(deployment), "its history stays"
+
+
 def test_forms_need_their_token(
     server: ThreadServer, browser: Browser, management: Management, device: FakeDevice, release_2: Path
 ) -> None:

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
-from update_tools.server import audit, documents, intake, uploads
-from update_tools.server.db import Artifact, Deployment, Part
+from update_tools.server import documents, intake, uploads
+from update_tools.server.db import Artifact
 from update_tools.server.device_api import house_of
 from update_tools.server.door import who_of
-from update_tools.server.faults import Conflict, NotFound
+from update_tools.server.faults import NotFound
 from update_tools.server.shapes import moment
 
 router = APIRouter(prefix="/api/management", tags=["management"])
@@ -127,23 +127,7 @@ def download_link(request: Request, artifact_id: str) -> dict[str, str]:
 @router.delete(ARTIFACTS + "/{artifact_id}", status_code=204)
 def delete_artifact(request: Request, artifact_id: str) -> Response:
     """Remove an artifact. 409 while a deployment that is not over needs it."""
-    house = house_of(request)
-    with house.db.write(who_of(request)) as session:
-        entry = _get(session, artifact_id)
-        in_use = select(Deployment.id).where(
-            Deployment.finished_at.is_(None), Deployment.artifact_name == entry.name
-        )
-        if session.scalar(in_use.limit(1)) is not None:
-            raise Conflict("the artifact is used by an active deployment", hint="abort it first")
-        for part in session.scalars(select(Part).where(Part.artifact_id == artifact_id)):
-            part.artifact_id = None
-        session.flush()
-        session.delete(entry)
-        audit.record(
-            session, "deleted", "artifact", entry.id, f"{entry.name} for {', '.join(entry.device_types)}"
-        )
-    # After the commit: a crash here leaves bytes that nothing refers to, and the next start removes them.
-    house.store.discard(artifact_id, {})
+    house_of(request).intake.remove(artifact_id, who_of(request))
     return Response(status_code=204)
 
 

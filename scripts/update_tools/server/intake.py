@@ -19,7 +19,7 @@ from update_agent.errors import UpdateError
 from update_tools.server import artifact_info, audit
 from update_tools.server.artifact_info import ArtifactInfo
 from update_tools.server.database import PUBLISH_LOCK, STORE_LOCK, Database, alone, locked
-from update_tools.server.db import Artifact, Secret, Upload, new_id, now
+from update_tools.server.db import Artifact, Deployment, Part, Secret, Upload, new_id, now
 from update_tools.server.faults import Conflict, NotFound, Unprocessable
 from update_tools.server.store import Store, Writer
 from update_tools.server.who import Who
@@ -124,6 +124,26 @@ class Intake:
             if upload is not None:
                 self._store.discard(upload_id, upload.store_state)
                 session.delete(upload)
+
+    def remove(self, artifact_id: str, who: Who) -> None:
+        """Remove a published artifact. Raises NotFound, or Conflict while a deployment needs it."""
+        with self._db.write(who) as session:
+            entry = session.get(Artifact, artifact_id)
+            if entry is None:
+                raise NotFound("there is no such artifact")
+            in_use = select(Deployment.id).where(
+                Deployment.finished_at.is_(None), Deployment.artifact_name == entry.name
+            )
+            if session.scalar(in_use.limit(1)) is not None:
+                raise Conflict("the artifact is used by an active deployment", hint="abort it first")
+            for part in session.scalars(select(Part).where(Part.artifact_id == artifact_id)):
+                part.artifact_id = None
+            session.flush()
+            session.delete(entry)
+            text = f"{entry.name} for {', '.join(entry.device_types)}"
+            audit.record(session, "deleted", "artifact", artifact_id, text)
+        # After the commit: a crash here leaves bytes that nothing refers to, and the next start removes them.
+        self._store.discard(artifact_id, {})
 
     def sweep(self, *, is_alone: bool) -> None:
         """Remove uploads that a killed process, or a client that went away, left behind.

@@ -13,8 +13,9 @@ from update_agent import scripts, states
 from update_tools.server import render, uploads
 from update_tools.server.db import Artifact
 from update_tools.server.device_api import house_of
-from update_tools.server.faults import BadRequest, Refusal
-from update_tools.server.pages import check_form_token, page, see
+from update_tools.server.door import who_of
+from update_tools.server.faults import BadRequest, Conflict, Refusal
+from update_tools.server.pages import check_form_token, first, page, read_form, see
 
 router = APIRouter(include_in_schema=False)
 
@@ -41,6 +42,19 @@ async def upload(request: Request) -> Response:
     except Refusal as refusal:
         return await run_in_threadpool(_releases_page, request, str(refusal), refusal.status)
     return see(f"/releases#{artifact.id}")
+
+
+@router.post("/releases/{artifact_id}/delete")
+async def delete(request: Request, artifact_id: str) -> Response:
+    """Remove an artifact. The form must say that it is meant, because this cannot be taken back."""
+    form = await read_form(request)
+    try:
+        if first(form, "sure") != "yes":
+            raise BadRequest("tick that you are sure first")
+        await run_in_threadpool(house_of(request).intake.remove, artifact_id, who_of(request))
+    except (BadRequest, Conflict) as refusal:
+        return await run_in_threadpool(_releases_page, request, str(refusal), refusal.status)
+    return see("/releases")
 
 
 def _releases_page(request: Request, problem: str = "", code: int = 200, page_number: int = 1) -> Response:
