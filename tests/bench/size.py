@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 def run(tree: Path, report: Report) -> None:
     """Of the recipe's tree, by package; of the peers, the program alone."""
     files = [path for path in tree.resolve().rglob("*") if path.is_file() and not path.is_symlink()]
-    code = [path for path in files if path.suffix == ".pyc"]
-    dbus = [path for path in code if path.name.startswith("bus")]
+    code = [path for path in files if path.name == "update-agent.zip"]
     share = [path for path in files if "share/mender" in str(path) and "modules" not in str(path)]
     units = [path for path in files if "systemd" in path.parts or "init.d" in path.parts]
     programs = [path for path in files if path.parent.name == "bin"]
-    agent = [*(path for path in code if path not in dbus), *share, *units, *programs]
+    agent = [*code, *share, *units, *programs]
     report.add(Row("size", "installed", "agent", "KiB"), OURS, _kib(agent))
-    report.add(Row("size", "installed", "D-Bus, optional", "KiB"), OURS, _kib(dbus))
     for name, (program, _) in peers.PROGRAMS.items():
         for folder in ("bin", "sbin"):
             path = peers.usr() / folder / program

@@ -11,6 +11,7 @@ FILESEXTRAPATHS:prepend := "${UPDATE_SOURCEDIR}:"
 SRC_URI = " \
     file://LICENSE \
     file://agent \
+    file://install-agent.py \
     file://mender-device-identity \
     file://mender-inventory-update \
     file://mender-updated.service \
@@ -33,20 +34,14 @@ INHIBIT_DEFAULT_DEPS = "1"
 do_configure[noexec] = "1"
 do_compile[noexec] = "1"
 
-# Byte code alone, without docstrings, columns and what would differ from build to build: it starts fast on a read-only
-# root. A traceback still names file and line; ${PN}-source has the text.
+# The agent is one archive of byte code, read by Python's own zipimport: files/install-agent.py says why. A traceback
+# names file and line all the same; with ${PN}-source it quotes the text.
 do_install() {
-    package=${D}${PYTHON_SITEPACKAGES_DIR}/update_agent
-    install -d $package
-    install -m 0644 ${S}/update_agent/*.py $package
-    ${PYTHON} -X no_debug_ranges -m compileall -q -b -o 2 --invalidation-mode unchecked-hash -s ${D} -p / $package
-
-    # Without the module `site`, a quarter of the start: what it would look for is known here.
-    install -d ${D}${bindir}
-    printf '%s\n' '#!/usr/bin/python3 -IS' 'import sys' 'sys.path.append("${PYTHON_SITEPACKAGES_DIR}")' \
-        'from update_agent.__main__ import main' 'sys.exit(main())' > ${D}${bindir}/update-agent
-    chmod 0755 ${D}${bindir}/update-agent
+    PYTHONHASHSEED=0 ${PYTHON} -X no_debug_ranges ${UNPACKDIR}/install-agent.py ${S}/update_agent \
+        --root ${D} --packages ${PYTHON_SITEPACKAGES_DIR} --bin ${bindir}
     ln -s update-agent ${D}${bindir}/mender-update
+    install -d ${D}${PYTHON_SITEPACKAGES_DIR}/update_agent
+    install -m 0644 ${S}/update_agent/*.py ${D}${PYTHON_SITEPACKAGES_DIR}/update_agent
 
     install -d ${D}${datadir}/dbus-1/system.d ${D}${datadir}/dbus-1/interfaces
     install -m 0644 ${S}/dbus/*.conf ${D}${datadir}/dbus-1/system.d
@@ -73,18 +68,18 @@ do_install() {
 # The images' own features doc-pkgs and bash-completion-pkgs add what is named so.
 PACKAGES = "${PN}-source ${PN}-dbus ${PN}-modules ${PN}-doc ${PN}-bash-completion ${PN}"
 SUMMARY:${PN}-source = "${SUMMARY}: source text"
-SUMMARY:${PN}-dbus = "${SUMMARY}: D-Bus interface"
+SUMMARY:${PN}-dbus = "${SUMMARY}: D-Bus policy, and what the D-Bus interface needs"
 SUMMARY:${PN}-modules = "${SUMMARY}: update modules for more than root partitions"
 SUMMARY:${PN}-doc = "${SUMMARY}: manual page"
 SUMMARY:${PN}-bash-completion = "${SUMMARY}: completion for bash"
 
-FILES:${PN}-source = "${PYTHON_SITEPACKAGES_DIR}/update_agent/*.py"
-FILES:${PN}-dbus = "${PYTHON_SITEPACKAGES_DIR}/update_agent/bus*.pyc ${datadir}/dbus-1"
+FILES:${PN}-source = "${PYTHON_SITEPACKAGES_DIR}/update_agent"
+FILES:${PN}-dbus = "${datadir}/dbus-1"
 FILES:${PN}-modules = "${datadir}/mender/modules"
 FILES:${PN}-doc = "${mandir}"
 FILES:${PN}-bash-completion = "${datadir}/bash-completion"
 FILES:${PN} = " \
-    ${PYTHON_SITEPACKAGES_DIR}/update_agent/*.pyc \
+    ${PYTHON_SITEPACKAGES_DIR}/update-agent.zip \
     ${bindir} \
     ${datadir}/mender/identity \
     ${datadir}/mender/inventory \

@@ -14,6 +14,7 @@ import json
 import py_compile
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ _PROGRAMS = ("python3.11", "dbus-daemon", "dbus-send", "dbus-monitor", "fw_print
 # Opened by name while running, so no program names them: thread cancellation, compression by ctypes.
 _LIBRARIES = ("libgcc_s.so.1", "libzstd.so.1", "libz.so.1")
 _PYTHON = "usr/lib/python3.11"
+_PACKAGES = "/usr/lib/python3/dist-packages"
 _PYTHON_MAGIC = (3495).to_bytes(2, "little") + b"\r\n"
 _PYTHON_UNUSED = re.compile(
     r"(test|tests|idlelib|tkinter|turtle\w*|lib2to3|ensurepip|distutils|pydoc\w*|asyncio|sqlite3|curses|dbm|venv|"
@@ -100,7 +102,7 @@ def _select(everything: Path, into: Path, triplet: str) -> None:
         take(_library(everything, name, triplet))
     for loader in (into / "usr/lib" / triplet).glob("ld-linux*"):  # programs name it without the triplet
         (into / "usr/lib" / loader.name).symlink_to(f"{triplet}/{loader.name}")
-    for library in (_PYTHON, "usr/lib/python3/dist-packages/jeepney"):
+    for library in (_PYTHON, f"{_PACKAGES[1:]}/jeepney"):
         for path in sorted((everything / library).rglob("*")):
             unused = any(
                 _PYTHON_UNUSED.fullmatch(part) for part in path.relative_to(everything / library).parts
@@ -108,7 +110,7 @@ def _select(everything: Path, into: Path, triplet: str) -> None:
             if path.is_file() and not unused and path.suffix in {".py", ".so"}:
                 take(path)
     compile_python(into / _PYTHON, f"/{_PYTHON}")
-    compile_python(into / "usr/lib/python3/dist-packages/jeepney", "/usr/lib/python3/dist-packages/jeepney")
+    compile_python(into / _PACKAGES[1:] / "jeepney", f"{_PACKAGES}/jeepney")
     lines = (_FILES / "applets").read_text().splitlines()
     for applet in " ".join(line for line in lines if not line.startswith("#")).split():
         if not (into / "usr/bin" / applet).exists():
@@ -156,6 +158,11 @@ def compile_python(tree: Path, at: str) -> None:
         source.unlink()
 
 
+def _board_python() -> str:
+    """A Python that makes the board's byte code."""
+    return sys.executable if importlib.util.MAGIC_NUMBER == _PYTHON_MAGIC else "python3.11"
+
+
 def make_rootfs(
     image: Path,
     kind: Kind,
@@ -193,25 +200,17 @@ def make_rootfs(
 
 def _agent(files: ext4.Files, scratch: Path) -> None:
     """The agent of this repository, as the layer's recipe installs it, with the layer's own scripts."""
-    package = scratch / "update_agent"
-    shutil.copytree(
-        layer.REPOSITORY / "agent/update_agent",
-        package,
-        ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
+    run(
+        [
+            *(_board_python(), "-X", "no_debug_ranges", layer.LAYER / layer.AGENT_FILES / "install-agent.py"),
+            *(layer.REPOSITORY / "agent/update_agent", "--root", scratch, "--packages", _PACKAGES),
+        ],
+        env={"PYTHONHASHSEED": "0"},
     )
-    at = "/usr/lib/python3/dist-packages/update_agent"
-    compile_python(package, at)
-    files.tree(package, at)
+    files.tree(scratch)
     for node in files.nodes.values():  # the directory goes away before the image is made from bytes in memory
         if node.source and node.source.is_relative_to(scratch):
             node.data, node.source = node.source.read_bytes(), None
-    files.text(
-        "/usr/bin/update-agent",
-        "#!/usr/bin/python3 -IS\nimport sys\n"
-        "sys.path.append('/usr/lib/python3/dist-packages')\n"
-        "from update_agent.__main__ import main\nsys.exit(main())\n",
-        0o755,
-    )
     files.link("/usr/bin/mender-update", "update-agent")
     for policy in sorted((layer.REPOSITORY / "agent/dbus").glob("*.conf")):
         files.text(f"/usr/share/dbus-1/system.d/{policy.name}", policy.read_bytes())
