@@ -7,6 +7,7 @@
 #     inherit core-image update-image
 #     IMAGE_INSTALL:append = " our-application"
 #     UPDATE_STATE_SCRIPT_RECIPES = "our-state-scripts"
+#     UPDATE_PAUSE_HOOK_RECIPES = "our-pause-hooks"
 #
 # `bitbake our-product` leaves in deploy/images/MACHINE: .wic and .wic.bmap for the card, .mender for the
 # server. The root file system is made exactly as large as a slot. What must survive updates belongs under
@@ -33,6 +34,7 @@ IMAGE_INSTALL:append = " \
     update-agent-modules \
     update-data \
     ${UPDATE_STATE_SCRIPT_RECIPES} \
+    ${UPDATE_PAUSE_HOOK_RECIPES} \
 "
 
 # nofail: without its data partition the system still comes up, does not commit, and so goes back.

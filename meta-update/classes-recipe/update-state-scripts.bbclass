@@ -17,13 +17,7 @@ inherit allarch deploy
 S = "${UNPACKDIR}"
 INHIBIT_DEFAULT_DEPS = "1"
 
-def update_state_scripts_of(d):
-    """Names of the files in SRC_URI."""
-    import urllib.parse
-    urls = [urllib.parse.urlparse(url.partition(";")[0]) for url in (d.getVar("SRC_URI") or "").split()]
-    return [os.path.basename(url.netloc + url.path) for url in urls if url.scheme == "file"]
-
-UPDATE_STATE_SCRIPTS ?= "${@' '.join(update_state_scripts_of(d))}"
+UPDATE_STATE_SCRIPTS ?= "${@' '.join(update_layer.files(d))}"
 
 python () {
     names = d.getVar("UPDATE_STATE_SCRIPTS").split()
