@@ -99,7 +99,7 @@ def test_a_wrong_fact_stops_the_build(tmp_path: Path, line: str, complaint: str)
     assert "MACHINE virt64 is not set up right" in answer["failed"]
 
 
-@pytest.mark.parametrize("machine", ["virt64", "qemuarm64"])
+@pytest.mark.parametrize("machine", ["virt64", "virt32", "qemuarm64"])
 def test_the_virtual_boards_read_what_bitbake_reads(tmp_path: Path, machine: str) -> None:
     """The bench reads conf/update by itself: it must come to the same values."""
     real = Build(tmp_path / "build", machine=machine).ask()["values"]

@@ -22,6 +22,7 @@ AGENT_FILES = "recipes-core/update-agent/files"
 FRAGMENTS = "recipes-bsp/u-boot/files"
 BOOT_SCRIPT = "recipes-bsp/update-boot-script/files/boot.cmd.in"
 FW_ENV_CONFIG = "recipes-bsp/update-fw-env-config/files/fw_env.config.in"
+GROW_DATA = "recipes-core/update-data/files/update-grow-data.in"
 FIRST_ENVIRONMENT = "recipes-bsp/update-uboot-env/files/update-env.txt.in"
 
 _ASSIGNMENT = re.compile(r"""([A-Z][A-Za-z0-9_-]*)\s*(\?\?=|\?=|=)\s*(["'])(.*)\3\s*""")

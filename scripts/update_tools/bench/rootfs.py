@@ -27,13 +27,17 @@ if TYPE_CHECKING:
 
     from .boards import Kind
 
-VARIANTS = ("good", "panic", "no-kernel")
+VARIANTS = ("good", "panic", "hang", "no-kernel")
 
 PACKAGES = (
-    *("busybox-static", "ca-certificates", "dbus-bin", "dbus-daemon", "dbus-system-bus-common", "libgcc-s1"),
-    *("libubootenv-tool", "libzstd1", "openssl", "python3.11", "python3-jeepney"),
+    *("busybox-static", "ca-certificates", "dbus-bin", "dbus-daemon", "dbus-system-bus-common", "e2fsprogs"),
+    *("fdisk", "libgcc-s1", "libubootenv-tool", "libzstd1", "openssl", "python3.11", "python3-jeepney"),
+    "util-linux",
 )
-_PROGRAMS = ("python3.11", "dbus-daemon", "dbus-send", "dbus-monitor", "fw_printenv", "openssl", "busybox")
+_PROGRAMS = (
+    *("bin/busybox", "bin/dbus-daemon", "bin/dbus-monitor", "bin/dbus-send", "bin/fw_printenv"),
+    *("bin/openssl", "bin/partx", "bin/python3.11", "sbin/resize2fs", "sbin/sfdisk"),
+)
 # Opened by name while running, so no program names them: thread cancellation, compression by ctypes.
 _LIBRARIES = ("libgcc_s.so.1", "libzstd.so.1", "libz.so.1")
 _PYTHON = "usr/lib/python3.11"
@@ -45,6 +49,10 @@ _PYTHON_UNUSED = re.compile(
     r"(\.py)?|_?(test|xx|codecs_(cn|hk|iso2022|jp|kr|tw)|sqlite3|tkinter|curses|dbm|gdbm|crypt|nis|ossaudiodev|"
     r"audioop|readline|asyncio|multibytecodec|decimal|lsprof)\w*\.cpython\S*|__pycache__"
 )
+_BROKEN_INITS = {
+    "panic": "#!/bin/sh\necho 'init: this version is broken'\nexit 1\n",
+    "hang": "#!/bin/sh\necho 'init: this version hangs'\nwhile :; do sleep 3600; done\n",
+}
 _FILES = Path(__file__).parent / "files"
 _CODE = [Path(__file__), Path(initramfs.__file__), _FILES / "init", _FILES / "applets"]
 
@@ -97,7 +105,7 @@ def _select(everything: Path, into: Path, triplet: str) -> None:
                 take(_library(everything, needed, triplet))
 
     for name in _PROGRAMS:
-        take(everything / "usr/bin" / name)
+        take(everything / "usr" / name)
     for name in _LIBRARIES:
         take(_library(everything, name, triplet))
     for loader in (into / "usr/lib" / triplet).glob("ld-linux*"):  # programs name it without the triplet
@@ -173,7 +181,8 @@ def make_rootfs(
 ) -> Path:
     """Make the ext4 image of a slot, as large as the slot: what goes into an artifact.
 
-    `variant`: "good"; "panic" has an init that ends at once, so the kernel panics; "no-kernel" has none.
+    `variant`: "good"; "panic" has an init that ends at once, so the kernel panics; "hang" has one that does
+    nothing, so the watchdog is not fed; "no-kernel" has none.
     `extra_files` (path on the device -> content) are added last and are executable if they start with "#!".
     """
     if variant not in VARIANTS:
@@ -187,8 +196,8 @@ def make_rootfs(
     _system(files, values, version)
     with tempfile.TemporaryDirectory() as scratch:
         _agent(files, Path(scratch))
-        if variant == "panic":
-            files.text("/usr/sbin/init", "#!/bin/sh\necho 'init: this version is broken'\nexit 1\n", 0o755)
+        if variant in _BROKEN_INITS:
+            files.text("/usr/sbin/init", _BROKEN_INITS[variant], 0o755)
         elif variant == "no-kernel":
             files.remove(f"/boot/{values['UPDATE_KERNEL']}")
         for path, content in (extra_files or {}).items():
@@ -270,6 +279,7 @@ def _system(files: ext4.Files, values: Mapping[str, str], version: str) -> None:
     data = part + values["UPDATE_PART_DATA"]
     files.text("/etc/init.d/rcS", layer.fill((_FILES / "rcS").read_text(), {"DATA": data}, "rcS"), 0o755)
     files.text("/usr/libexec/start-agent", (_FILES / "start-agent").read_bytes(), 0o755)
+    files.text("/usr/sbin/update-grow-data", layer.filled(layer.GROW_DATA, values), 0o755)
     files.text("/etc/fw_env.config", layer.filled(layer.FW_ENV_CONFIG, values))
     settings = {"RootfsPartA": part + values["UPDATE_PART_A"], "RootfsPartB": part + values["UPDATE_PART_B"]}
     files.text("/etc/mender/mender.conf", json.dumps(settings, indent=2) + "\n")
