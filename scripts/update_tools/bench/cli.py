@@ -157,3 +157,24 @@ def reset(name: Name = "board", directory: Dir = None) -> None:
 def status(name: Name = "board", directory: Dir = None) -> None:
     """On or off, what the boot environment on the card says, and where the console log is."""
     _show(Board(_place(name, directory)))
+
+
+@app.command()
+def torture(
+    cuts: Annotated[int, typer.Option(min=1, help="How many power cuts.")] = 100,
+    kind: Annotated[str, typer.Option(help=f"Kind of board: {', '.join(boards.BOARDS)}.")] = "virt64",
+    seed: Annotated[int, typer.Option(help="The same seed plans the same cuts.")] = 1,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where it happens, instead of build/torture/KIND-SEED.")
+    ] = None,
+) -> None:
+    """Update a board again and again, and cut its power at random moments; judge each start and each report.
+
+    Some seconds for a cut: a hundred take about an hour. Exit code 1 if anything was not as it must be.
+    """
+    from update_tools.torture import cli as torture_cli
+
+    boards.kind(kind)
+    place = directory if directory is not None else REPOSITORY / f"build/torture/{kind}-{seed}"
+    if not torture_cli.run(place, kind=kind, seed=seed, cuts=cuts):
+        raise typer.Exit(1)
