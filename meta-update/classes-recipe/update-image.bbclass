@@ -33,6 +33,7 @@ IMAGE_INSTALL:append = " \
     update-agent \
     update-agent-modules \
     update-data \
+    update-identity \
     ${UPDATE_STATE_SCRIPT_RECIPES} \
     ${UPDATE_PAUSE_HOOK_RECIPES} \
 "
@@ -46,6 +47,23 @@ update_image_fstab() {
     fi
 }
 ROOTFS_POSTPROCESS_COMMAND += "update_image_fstab"
+
+# What makes a device itself is on its data partition, one for both slots: recipe update-identity.
+update_image_identity() {
+    # A root that is never written needs the file to mount over.
+    if [ ! -e ${IMAGE_ROOTFS}${sysconfdir}/machine-id ]; then
+        : > ${IMAGE_ROOTFS}${sysconfdir}/machine-id
+    fi
+    for config in ${IMAGE_ROOTFS}${sysconfdir}/ssh/sshd_config ${IMAGE_ROOTFS}${sysconfdir}/ssh/sshd_config_readonly; do
+        if [ -e $config ]; then sed -i 's,^#*[[:space:]]*HostKey[[:space:]].*/,HostKey /data/identity/ssh/,' $config; fi
+    done
+    default=${IMAGE_ROOTFS}${sysconfdir}/default/dropbear
+    if [ -e $default ]; then
+        sed -i '/^DROPBEAR_RSAKEY_DIR=/d' $default
+        echo 'DROPBEAR_RSAKEY_DIR=/data/identity/dropbear' >> $default
+    fi
+}
+ROOTFS_POSTPROCESS_COMMAND += "update_image_identity"
 
 # What a new card says it runs, until its first update: read and deleted by the agent at its first start.
 update_image_bootstrap() {

@@ -67,6 +67,7 @@ def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
         "update-boot-script",
         "update-data",
         "update-fw-env-config",
+        "update-identity",
         "update-image-dev",
         "update-image-minimal",
         "update-uboot-env",
