@@ -4,41 +4,25 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.layer.bitbake import ROOT, SERIES, Build
 
+from update_tools import python_packages
+
 AGENT = ROOT / "agent/update_agent"
 DBUS = {path.name for path in AGENT.glob("bus*.py")}
 
-# Where OE-core's python3-manifest.json has a module, the same in scarthgap and wrynose. A module that is not
-# here is one that nobody has looked up yet: look it up, and mind what it costs.
-PACKAGES = {
-    "python3-core": """
-        __future__ _signal _thread argparse array ast binascii bz2 collections contextlib enum errno
-        functools grp importlib io ipaddress itertools locale lzma os pathlib re select selectors
-        shutil signal stat struct subprocess sys textwrap threading time traceback types typing
-        warnings weakref zlib
-    """,
-    "python3-compression": "gzip tarfile zipfile",
-    "python3-crypt": "_hashlib hashlib",
-    "python3-ctypes": "ctypes",
-    "python3-datetime": "datetime zoneinfo",
-    "python3-email": "email",
-    "python3-fcntl": "fcntl",
-    "python3-io": "_socket socket ssl tempfile",
-    "python3-json": "_json json",
-    "python3-logging": "logging",
-    "python3-math": "math random",
-    "python3-mmap": "mmap",
-    "python3-netclient": "base64 hmac http secrets urllib uuid",
-    "python3-resource": "resource",
-    "python3-syslog": "syslog",
-    "python3-jeepney": "jeepney",
-}
-PACKAGE = {module: package for package, modules in PACKAGES.items() for module in modules.split()}
+# A module that is not in python_packages is one that nobody has looked up yet: look it up, and mind its cost.
+PACKAGE = {**python_packages.PACKAGE_OF, "jeepney": "python3-jeepney"}
+MIRRORS = os.environ.get("META_UPDATE_MIRRORS", "")
 
 
 def imported(
@@ -67,28 +51,85 @@ def wanted(modules: dict[str, str]) -> set[str]:
     return {PACKAGE[module] for module in modules}
 
 
+def disagreement(agent: Path, depends: dict[str, set[str]]) -> set[str]:
+    """Packages that the modules import and the recipe does not name, or the other way round."""
+    core = wanted(imported(agent, but=frozenset(DBUS)))
+    named = {
+        package: {name for name in names if name.startswith("python3-")} for package, names in depends.items()
+    }
+    dbus = wanted(imported(agent, DBUS)) - core | {"python3-jeepney"}
+    return (named["update-agent"] ^ core) | (named["update-agent-dbus"] ^ dbus)
+
+
+def recipe_depends(folder: Path, series: str) -> dict[str, set[str]]:
+    names = {name: f"RDEPENDS:{name}" for name in ("update-agent", "update-agent-dbus")}
+    answer = Build(folder / "build", series=series).ask({"update-agent": {"values": [*names.values()]}})
+    values = answer["recipes"]["update-agent"]["values"]
+    return {name: set(values[variable].split()) for name, variable in names.items()}
+
+
 @pytest.mark.parametrize("series", SERIES)
 def test_the_recipe_depends_on_what_the_agent_imports(tmp_path: Path, series: str) -> None:
-    names = ["RDEPENDS:update-agent", "RDEPENDS:update-agent-dbus"]
-    answer = Build(tmp_path / "build", series=series).ask({"update-agent": {"values": names}})
-    depends = {
-        name: set(value.split()) for name, value in answer["recipes"]["update-agent"]["values"].items()
-    }
-    core = wanted(imported(AGENT, but=frozenset(DBUS)))
-    assert {name for name in depends[names[0]] if name.startswith("python3-")} == core
-    dbus = wanted(imported(AGENT, DBUS)) - core
-    assert {name for name in depends[names[1]] if name.startswith("python3-")} == dbus | {"python3-jeepney"}
+    assert disagreement(AGENT, recipe_depends(tmp_path, series)) == set()
 
 
 def test_an_unlisted_import_is_found(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("def f():\n    import sqlite3\n")
-    with pytest.raises(LookupError, match=r"sqlite3 \(in a.py\)"):
-        wanted(imported(tmp_path))
-    (tmp_path / "a.py").write_text("import os\ndef f():\n    import tarfile, logging.handlers\n")
-    assert wanted(imported(tmp_path)) == {"python3-core", "python3-compression", "python3-logging"}
+    depends = recipe_depends(tmp_path, "wrynose")
+    agent = tmp_path / "update_agent"
+    shutil.copytree(AGENT, agent)
+    (agent / "backoff.py").write_text("def f():\n    import logging.handlers, sqlite3\n")
+    assert disagreement(agent, depends) == {"python3-logging", "python3-sqlite3"}
+    (agent / "backoff.py").write_text("def f():\n    import antigravity\n")
+    with pytest.raises(LookupError, match=r"antigravity \(in backoff.py\)"):
+        disagreement(agent, depends)
+    assert "python3-mmap" in disagreement(
+        AGENT, {**depends, "update-agent": depends["update-agent"] - {"python3-mmap"}}
+    )
 
 
-def test_the_table_names_real_modules_once() -> None:
-    modules = [module for names in PACKAGES.values() for module in names.split()]
-    assert sorted(modules) == sorted(set(modules))
-    assert set(modules) - sys.stdlib_module_names == {"jeepney"}
+@pytest.mark.skipif(not MIRRORS, reason="META_UPDATE_MIRRORS names no directory with copies of the layers")
+def test_the_table_is_that_of_oe_core() -> None:
+    """Each module of python3-manifest.json with its package, in one series or the other, and no more."""
+    owners: dict[str, set[str]] = {}
+    depends: dict[str, set[str]] = {}
+    for series in SERIES:
+        for package, entry in manifest(series).items():
+            names = {module(file) for file in entry["files"]} - {""}
+            for name in names:
+                owners.setdefault(name, set()).add(f"python3-{package}")
+            if names:
+                needs = {f"python3-{need}" for need in entry["rdepends"]} - {python_packages.CORE}
+                depends.setdefault(f"python3-{package}", set()).update(needs)
+    table = python_packages.PACKAGE_OF
+    assert {name: owner for name, owner in table.items() if owner not in owners.get(name, {owner})} == {}
+    assert set(owners) - set(table) == set()
+    assert set(table) - set(owners) <= {"_sysconfigdata", *sys.builtin_module_names, "_signal", "_thread"}
+    assert {name: set(needs) for name, needs in python_packages.DEPENDS.items()} == {
+        **depends,
+        python_packages.CORE: set(),
+    }
+
+
+def manifest(series: str) -> dict[str, Any]:
+    repository = Path(MIRRORS) / "openembedded+openembedded-core/repo"
+    file = f"{series}:meta/recipes-devtools/python/python3/python3-manifest.json"
+    text = subprocess.run(
+        ["git", "-C", repository, "show", file], capture_output=True, text=True, check=True
+    ).stdout
+    found: dict[str, Any] = json.loads(text[text.index("# EOC") + len("# EOC") :])
+    return found
+
+
+def module(file: str) -> str:
+    """The module of Python's library that a pattern of the manifest is about; empty for anything else."""
+    prefix = "${libdir}/python${PYTHON_MAJMIN}/"
+    if not file.startswith(prefix):
+        return ""
+    name = file.removeprefix(prefix).removeprefix("lib-dynload/").split("/")[0].split(".")[0]
+    return "" if {"*", "__pycache__"} & {name, name[-1:]} else name
+
+
+def test_the_table_names_real_modules() -> None:
+    builtin = {name for name, owner in PACKAGE.items() if owner == python_packages.CORE}
+    assert {"sys", "os", "zipimport", "zlib"} <= builtin  # the archive of the agent is read with the last two
+    assert {"_json", "_socket", "hashlib", "select"} <= set(PACKAGE)

@@ -69,6 +69,6 @@ python do_install() {
     os.symlink("/data/mender", root + d.getVar("localstatedir") + "/lib/mender")
 }
 
-FILES:${PN} = "${sysconfdir}/mender ${localstatedir}/lib/mender /data"
+FILES:${PN} = "${sysconfdir}/mender ${localstatedir}/lib/mender /data/mender"
 CONFFILES:${PN} = "${sysconfdir}/mender/mender.conf"
 RDEPENDS:${PN} = "update-fw-env-config"

@@ -73,18 +73,23 @@ SUMMARY:${PN}-modules = "${SUMMARY}: update modules for more than root partition
 SUMMARY:${PN}-doc = "${SUMMARY}: manual page"
 SUMMARY:${PN}-bash-completion = "${SUMMARY}: completion for bash"
 
+# Named one by one: `scripts/ota inspect footprint` finds them by these lines among an image's other files.
 FILES:${PN}-source = "${PYTHON_SITEPACKAGES_DIR}/update_agent"
-FILES:${PN}-dbus = "${datadir}/dbus-1"
-FILES:${PN}-modules = "${datadir}/mender/modules"
-FILES:${PN}-doc = "${mandir}"
-FILES:${PN}-bash-completion = "${datadir}/bash-completion"
+FILES:${PN}-dbus = "${datadir}/dbus-1/*/io.mender.* ${datadir}/dbus-1/*/org.metaupdate.*"
+FILES:${PN}-modules = "${datadir}/mender/modules/v3/single-file"
+FILES:${PN}-doc = "${mandir}/man8/update-agent.8 ${mandir}/man8/mender-update.8"
+FILES:${PN}-bash-completion = " \
+    ${datadir}/bash-completion/completions/update-agent \
+    ${datadir}/bash-completion/completions/mender-update \
+"
 FILES:${PN} = " \
     ${PYTHON_SITEPACKAGES_DIR}/update-agent.zip \
-    ${bindir} \
-    ${datadir}/mender/identity \
-    ${datadir}/mender/inventory \
-    ${sysconfdir}/init.d \
-    ${systemd_system_unitdir} \
+    ${bindir}/update-agent \
+    ${bindir}/mender-update \
+    ${datadir}/mender/identity/mender-device-identity \
+    ${datadir}/mender/inventory/mender-inventory-update \
+    ${sysconfdir}/init.d/update-agent \
+    ${systemd_system_unitdir}/mender-updated.service \
 "
 
 # Exactly what the modules import: tests/layer/test_imports.py.

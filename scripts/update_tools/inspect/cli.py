@@ -52,11 +52,16 @@ Show what is in an image of a card (.wic), a root file system (.ext4, or a direc
 (.mender), and what is wrong with it. Images may be compressed (.bz2, .xz, .zst, .gz). Needs no root and
 changes nothing; the boot partition is read with mtools.
 
-Exit codes: 0 no error, 2 cannot be inspected, 3 errors were found (with --strict: or warnings)."""
+Exit codes: 0 no error, 2 cannot be inspected, 3 errors were found (with --strict: or warnings).
+`ota inspect footprint` measures what the agent adds to an image."""
 
 
 def run(words: list[str]) -> int:
     """One inspection. Raises SystemExit for wrong usage, UpdateError for what cannot be read."""
+    if words[:1] == ["footprint"]:
+        from . import footprint
+
+        return footprint.run(words[1:])
     options = parser().parse_args(words)
     if options.list:
         return _list()
