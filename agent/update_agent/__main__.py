@@ -81,7 +81,9 @@ def _context(settings: Config, log: Log, store: Store | None = None) -> Context:
     from update_agent.machine import Context
 
     loop = Loop()
-    return Context(settings, log, store or _store(settings, log), loop, bootloader.find(loop.wait))
+    return Context(
+        settings, log, store or _store(settings, log), loop, bootloader.find(settings, log, loop.wait)
+    )
 
 
 def _stop(_number: int, _frame: object) -> NoReturn:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boot loader's environment, through the tools of libubootenv, u-boot-tools or grub-mender-grubenv.
+"""The boot loader: its environment, through the tools of libubootenv, u-boot-tools or grub-mender-grubenv.
 
 U-Boot keeps it as one checksummed block (two, when redundant); a write replaces the whole block. So a change
 of several variables is one write, atomic under power loss when the environment is redundant.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from update_agent.errors import BootloaderError, ProcError
+from update_agent.errors import BootloaderError, ConfigError, ProcError
 from update_agent.loop import plain_wait
 from update_agent.proc import output
 
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Protocol
 
+    from update_agent.config import Config
+    from update_agent.log import Log
     from update_agent.loop import Wait
     from update_agent.proc import Result
+    from update_agent.slots import Slot
 
     class Bootloader(Protocol):
         def read(self, *names: str) -> dict[str, str]:
@@ -31,8 +34,18 @@ if TYPE_CHECKING:
             Values already set are not written again. Raises BootloaderError, also when reading back differs.
             """
 
+        def fill(self, root: Slot) -> None:
+            """Take what it starts this slot with out of the slot, durable on return. Raises UpdateError."""
+
+        def reboot_command(self) -> list[str]:
+            """The program that reboots into what `mender_boot_part` names."""
+
+        def next_boot(self) -> list[str]:
+            """At the start of the agent: the program that reboots into another system, if that is to run."""
+
 
 _TIMEOUT_S = 60.0
+_FW_ENV_CONFIG = "/etc/fw_env.config"
 # What the tools say on stderr before they go on, with exit code 0, without the stored environment.
 _NOT_THE_STORED_ONE = (
     b"using default",  # libubootenv: "Cannot read environment, using default" (compiled in or -f file)
@@ -116,6 +129,17 @@ class UBoot:
                 hint="do both tools come from one package and use one /etc/fw_env.config?",
             )
 
+    def fill(self, _root: Slot) -> None:
+        """Nothing: U-Boot and GRUB read the slot's own /boot."""
+
+    def reboot_command(self) -> list[str]:
+        """Any reboot will do: what starts is in the environment."""
+        return ["reboot"]
+
+    def next_boot(self) -> list[str]:
+        """Never: it has started what the environment says."""
+        return []
+
     def _run(self, argv: Sequence[str], what: str, stdin: bytes = b"") -> tuple[Result, bytes, bytes]:
         try:
             return output(argv, timeout_s=_TIMEOUT_S, stdin=stdin, wait=self._wait)
@@ -130,8 +154,26 @@ def _holds(environment: Mapping[str, str], values: Mapping[str, str]) -> bool:
     return all(environment.get(name, "") == value for name, value in values.items())
 
 
-def find(wait: Wait = plain_wait, *, path: str | None = None) -> UBoot:
-    """The environment of this device: GRUB's if its tools are installed, else U-Boot's."""
+def find(
+    config: Config | None = None, log: Log | None = None, wait: Wait = plain_wait, *, path: str | None = None
+) -> Bootloader:
+    """The boot loader of this device, by `Bootloader` in mender.conf: `uboot`, `tryboot`, or empty.
+
+    Empty: `tryboot` where mender.conf has its partitions and nothing tells of U-Boot, else `uboot`, which is
+    GRUB if its tools are installed. Raises ConfigError for any other word.
+    """
+    if config is not None and log is not None:
+        kind = config.bootloader
+        if kind not in {"", "uboot", "tryboot"}:
+            raise ConfigError(
+                f"Bootloader is {kind!r}", hint="mender.conf may have uboot or tryboot, or leave it out"
+            )
+        if not kind and config.autoboot_part and not os.path.exists(_FW_ENV_CONFIG):
+            kind = "tryboot"
+        if kind == "tryboot":
+            from update_agent.tryboot import Tryboot
+
+            return Tryboot(config, log, wait)
     for directory in (os.environ.get("PATH", os.defpath) if path is None else path).split(":"):
         if os.access(os.path.join(directory, "grub-mender-grubenv-print"), os.X_OK):
             return UBoot("grub-mender-grubenv-print", "grub-mender-grubenv-set", wait)

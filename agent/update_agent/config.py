@@ -51,6 +51,12 @@ KEYS: tuple[tuple[str, str, object, str], ...] = (
     ("DaemonLogLevel", "text", "info", "daemon_log_level"),
     ("RootfsPartA", "text", "", "rootfs_part_a"),
     ("RootfsPartB", "text", "", "rootfs_part_b"),
+    # Ours. What chooses the slot: "uboot" (or GRUB), "tryboot" (Raspberry Pi's firmware); empty: found out.
+    # Then the partitions of tryboot: that of autoboot.txt, and the boot partitions of root A and root B.
+    ("Bootloader", "text", "", "bootloader"),
+    ("AutobootPart", "text", "", "autoboot_part"),
+    ("BootPartA", "text", "", "boot_part_a"),
+    ("BootPartB", "text", "", "boot_part_b"),
     # Ours. True: a pause survives a restart (see agent/README.md); False: exactly as client 3.5 does.
     ("PauseSurvivesRestart", "bool", True, "pause_survives_restart"),
     # Ours. True: a success is reported as one also when the device restarts before that; False: as a failure
@@ -132,6 +138,10 @@ class Config:
         self.daemon_log_level: str
         self.rootfs_part_a: str
         self.rootfs_part_b: str
+        self.bootloader: str
+        self.autoboot_part: str
+        self.boot_part_a: str
+        self.boot_part_b: str
         self.pause_survives_restart: bool
         self.outcome_survives_restart: bool
         self.control_group: str

@@ -9,7 +9,7 @@ import time
 from update_agent import control, live
 from update_agent.backoff import delays
 from update_agent.decisions import Decisions
-from update_agent.errors import ControlError, LoopError, StoreError
+from update_agent.errors import ControlError, LoopError, StoreError, UpdateError
 from update_agent.lean import signal
 from update_agent.machine import Context, Machine
 from update_agent.outcome import Outcome
@@ -71,7 +71,17 @@ class Daemon(Machine):
             from update_agent.pauses import warn_of_broken_hooks
 
             warn_of_broken_hooks(self.config, self.log)
+        self._finish_boot()
         self.walk(self.resume())
+
+    def _finish_boot(self) -> None:
+        """Reboot if the boot loader could not start what is to run without our asking."""
+        try:
+            if command := self.context.bootloader.next_boot():
+                self.log.info("The system on trial was not started, or is wanted again")
+                raise self.reboot(command)
+        except UpdateError as error:
+            self.log.error(str(error))
 
     def resume(self) -> str:
         """The step to start at, after taking over the saved update if there is one."""

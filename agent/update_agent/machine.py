@@ -13,7 +13,7 @@ from update_agent.update import Update
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from update_agent.bootloader import Bootloader
     from update_agent.config import Config
@@ -191,14 +191,19 @@ class Machine:
         if self.update.needs_reboot == "Yes":
             self.payload.call(step.work.subject)
             return "ok"
+        raise self.reboot(self.context.bootloader.reboot_command())
+
+    def reboot(self, argv: Sequence[str]) -> PayloadError:
+        """Run the program that reboots and wait for it to happen. Returns the error when it does not."""
         self.log.info("Rebooting")
-        result = proc.run(["reboot"], timeout_s=REBOOT_WAIT_S, wait=self.context.loop.wait)
+        command = " ".join(argv)
+        result = proc.run(argv, timeout_s=REBOOT_WAIT_S, wait=self.context.loop.wait)
         if not result.ok:
-            raise PayloadError(
-                f"`reboot` {result.describe()}", hint="the agent must be root, and reboot on PATH"
+            return PayloadError(
+                f"`{command}` {result.describe()}", hint=f"the agent must be root, and {argv[0]} on PATH"
             )
         self.context.loop.wait((), time.monotonic() + REBOOT_WAIT_S)
-        raise PayloadError(f"the system did not go down within {REBOOT_WAIT_S} s after `reboot`")
+        return PayloadError(f"the system did not go down within {REBOOT_WAIT_S} s after `{command}`")
 
     def do_nothing(self, _step: Step) -> str:
         """A step that only saves."""

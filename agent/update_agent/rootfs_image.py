@@ -90,6 +90,7 @@ class RootfsImage:
 
     def _install(self) -> None:
         _, pair = self._no_update_pending("ArtifactInstall")
+        self._bootloader.fill(pair.inactive)
         self._save_original(pair.active)
         self._flip(pair)
 

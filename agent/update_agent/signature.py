@@ -84,7 +84,7 @@ def load(path: str) -> Key:
             hint="it begins with BEGIN PUBLIC KEY; make it with openssl pkey -in private.key -pubout",
         )
     try:
-        kind = _kind(binascii.a2b_base64(b"".join(pem[start + len(begin) : stop].split()), strict_mode=True))
+        kind = key_kind(binascii.a2b_base64(b"".join(pem[start + len(begin) : stop].split()), strict_mode=True))
     except (ValueError, IndexError) as error:
         raise ArtifactError(f"verification key {path} is damaged: {error}") from error
     if not kind.isalnum():
@@ -120,16 +120,16 @@ def ecdsa_to_der(signature: bytes) -> bytes:
     return bytes((0x30, len(body))) + body
 
 
-def _kind(der: bytes) -> str:
+def key_kind(der: bytes) -> str:
     """What a SubjectPublicKeyInfo holds: a kind we verify with, or in words why not."""
-    outer, rest = _der(der, 0x30)
-    algorithm, key = _der(outer, 0x30)
+    outer, rest = der_element(der, 0x30)
+    algorithm, key = der_element(outer, 0x30)
     if rest:
         raise ValueError("bytes after the key")
     if algorithm.startswith(_RSA):
-        bits, _ = _der(key, 0x03)
-        numbers, _ = _der(bits[1:], 0x30)
-        modulus, _ = _der(numbers, 0x02)
+        bits, _ = der_element(key, 0x03)
+        numbers, _ = der_element(bits[1:], 0x30)
+        modulus, _ = der_element(numbers, 0x02)
         size = int.from_bytes(modulus, "big").bit_length()
         return "RSA" if size >= MIN_RSA_BITS else f"an RSA key of only {size} bits"
     if algorithm.startswith(_EC):
@@ -137,7 +137,7 @@ def _kind(der: bytes) -> str:
     return "Ed25519" if algorithm == _ED25519 else "of an unknown kind"
 
 
-def _der(data: bytes, tag: int) -> tuple[bytes, bytes]:
+def der_element(data: bytes, tag: int) -> tuple[bytes, bytes]:
     """Content of the first element, which must have this tag, and what follows it."""
     if data[0] != tag:
         raise ValueError(f"tag {data[0]:#x} where {tag:#x} belongs")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Host:
     """Where the kernel tells about mounts and devices; tests point it elsewhere."""
 
-    __slots__ = ("cmdline", "dev", "mountinfo", "root", "sys_ubi")
+    __slots__ = ("boot_id", "bootloader", "cmdline", "dev", "mountinfo", "root", "sys_ubi")
 
     def __init__(
         self,
@@ -30,12 +30,16 @@ class Host:
         cmdline: str = "/proc/cmdline",
         dev: str = "/dev",
         sys_ubi: str = "/sys/class/ubi",
+        bootloader: str = "/proc/device-tree/chosen/bootloader",
+        boot_id: str = "/proc/sys/kernel/random/boot_id",
     ) -> None:
         self.root = root
         self.mountinfo = mountinfo
         self.cmdline = cmdline
         self.dev = dev
         self.sys_ubi = sys_ubi
+        self.bootloader = bootloader
+        self.boot_id = boot_id
 
 
 class Slot:

@@ -75,7 +75,8 @@ class Worker:
             self._config, self._log, progress=progress, connector=self._connector, renew=renew
         ).open(uri)
         # Not the loop's wait: signals, D-Bus and the control socket are the parent's to serve.
-        intake = Intake(source, self._config, self._log, bootloader.find(plain_wait), plain_wait)
+        boot = bootloader.find(self._config, self._log, plain_wait)
+        intake = Intake(source, self._config, self._log, boot, plain_wait)
         intake.accept(installed)
         channel.ask(describe(intake.header))
         if intake.header.payload_type is not None:

@@ -33,10 +33,12 @@ MIT = ("meta-update/", "kas/")
 # Modules that the idle daemon never imports: they live in a child that ends, or behind a switch.
 NOT_RESIDENT = {
     "artifact",
+    "boot_partition",
     "bus",
     "connection",
     "ctl",
     "digest",
+    "fat16",
     "http1",
     "identity",
     "intake",
