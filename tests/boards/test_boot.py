@@ -61,7 +61,9 @@ def test_linux_reads_the_environment_that_is_on_the_card(board: Board) -> None:
 
 
 def test_each_sees_what_the_other_saved(board: Board) -> None:
-    set_env(board, from_linux="hello")
+    machine_id = "0123456789abcdef0123456789abcdef"
+    assert "systemd.machine_id" not in board.check("cat /proc/cmdline")
+    set_env(board, from_linux="hello", mender_systemd_machine_id=machine_id)
     board.power_cut()
 
     board.boot_to_uboot()
@@ -77,6 +79,7 @@ def test_each_sees_what_the_other_saved(board: Board) -> None:
 
     board.boot()
     assert env_on_board(board)["from_uboot"] == "there"
+    assert f"systemd.machine_id={machine_id}" in board.check("cat /proc/cmdline").split()
 
 
 def test_power_cut_while_linux_writes_the_environment(board: Board) -> None:
