@@ -166,7 +166,14 @@ def store_log(session: Session, device: Device, deployment_id: str, messages: li
     # A log follows the report of its failure, and that may already have begun the next attempt.
     is_of_last = part.attempt > 1 and part.handed_out_at is None
     part.log_attempt = part.attempt - 1 if is_of_last else part.attempt
-    note(session, deployment_id, device.id, DEVICE, "log uploaded", f"{len(messages)} messages")
+    note(
+        session,
+        deployment_id,
+        device.id,
+        DEVICE,
+        "log uploaded",
+        f"{len(messages)} message{'s' if len(messages) != 1 else ''}",
+    )
 
 
 def store_inventory(device: Device, attributes: list[dict[str, Any]]) -> None:
