@@ -55,6 +55,8 @@ def summary(torture: Torture, results: Sequence[Result], wanted: int) -> Table:
     by_status = Counter(result.status or "pending" for result in results)
     for status, number in sorted(by_status.items()):
         table.add_row(f"cut when the server had heard {status}", str(number))
+    for slot, number in sorted(Counter(result.slot for result in results).items()):
+        table.add_row(f"cut when the other slot was {slot}", str(number))
     table.add_row("starts that were cut as well", str(sum(r.cut.again is not None for r in results)))
     table.add_section()
     for (variant, status), number in sorted(Counter(torture.ends).items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ SETTINGS = {
     "InventoryPollIntervalSeconds": 600,
     "RetryPollIntervalSeconds": 5,
 }
+OWN_BYTES = 8 << 20
+"""Of each system, in no other: blocks that are equal would not be written at all."""
 LIMIT_S = 600.0
 """Nothing takes so long but what never ends."""
 
@@ -37,12 +40,14 @@ LIMIT_S = 600.0
 class Result:
     """One cut as the report has it: when, what the server had been told, what came up, what was wrong."""
 
-    __slots__ = ("after_s", "came_up", "cut", "problems", "seconds_to_start", "status")
+    __slots__ = ("after_s", "came_up", "cut", "problems", "seconds_to_start", "slot", "status")
 
-    def __init__(self, cut: Cut, after_s: float, status: str) -> None:
+    def __init__(self, cut: Cut, after_s: float, status: str, slot: str) -> None:
         self.cut = cut
         self.after_s = after_s
         self.status = status
+        self.slot = slot
+        """The other slot at the cut: untouched, partly written, whole."""
         self.came_up = ""
         self.seconds_to_start = 0.0
         self.problems: list[Problem] = []
@@ -55,6 +60,7 @@ class Result:
             "after_s": round(self.after_s, 2),
             "again": None if self.cut.again is None else round(self.cut.again, 4),
             "status": self.status,
+            "slot": self.slot,
             "came_up": self.came_up,
             "start_s": round(self.seconds_to_start, 1),
             "problems": [{"kind": each.kind, "text": each.text} for each in self.problems],
@@ -79,7 +85,10 @@ class Torture:
         self._running: tuple[System, int]
         self._update: Update
         self._deployment = ""
+        self._before = ""
+        """Digest of the other slot when the deployment began."""
         self._number = 0
+        self._starts: list[float] = []
 
     def run(self, cuts: Sequence[Cut]) -> list[Result]:
         """Play the cuts. Stops early only at a board that does not start any more."""
@@ -87,9 +96,8 @@ class Torture:
         with server.start(self.folder / "server", auto_accept=True) as running:
             self._management = running.management()
             settings = {**SETTINGS, "ServerURL": f"http://{DESK}:{running.port}"}
-            slot = self._file("a", "good")
             self._board = Board.create(
-                self.folder / "board", slot, kind=self._kind.machine, settings=settings
+                self.folder / "board", self._file("a"), kind=self._kind.machine, settings=settings
             )
             try:
                 return self._play(first, cuts)
@@ -124,11 +132,10 @@ class Torture:
             result = self._one(cut)
             results.append(result)
             what = "; ".join(map(repr, result.problems)) or "ok"
+            when = f"after {result.after_s:4.1f} s, {result.status}, other slot {result.slot}"
             again = "" if cut.again is None else ", again while it started"
-            self.say(
-                f"cut {cut.number:3}: after {result.after_s:4.1f} s, {result.status or 'pending'}{again}: "
-                f"{result.came_up} after {result.seconds_to_start:.1f} s: {what}"
-            )
+            came = f"{result.came_up} after {result.seconds_to_start:.1f} s"
+            self.say(f"cut {cut.number:3}: {when}{again}: {came}: {what}")
             if result.problems:
                 kept = self.folder / f"card-after-cut-{cut.number}.img"
                 image.copy_sparse(self._board.disk, kept)
@@ -142,7 +149,7 @@ class Torture:
         started = time.monotonic()
         if not self._deployment:
             self._begin(cut.variant)
-        deadline = started + cut.moment * self.update_s
+        deadline = started + cut.moment * self.update_s * self._slowness()
         while time.monotonic() < deadline:
             if self._status() in judge.FINAL:
                 self._finish()
@@ -150,8 +157,11 @@ class Torture:
             time.sleep(max(0.0, min(0.2, deadline - time.monotonic())))
         status = self._status()
         self._board.power_cut()
-        result = Result(cut, time.monotonic() - started, status)
+        after_s = time.monotonic() - started
         found = self._card()
+        now = found.digests[self._update.new_part]
+        words = {self._before: "untouched", self._update.new.digest: "whole"}
+        result = Result(cut, after_s, status, words.get(now, "partly written"))
         result.problems += judge.card(self._update, found, status)
         if cut.again is not None:
             self._board.power_on()
@@ -169,9 +179,15 @@ class Torture:
                 self._board.power_cut()
             return result
         result.seconds_to_start = time.monotonic() - started
+        self._starts.append(result.seconds_to_start)
         result.came_up = f"{booted.version} from partition {booted.part}"
         result.problems += judge.start(self._update, found, booted.part, booted.version)
         return result
+
+    def _slowness(self) -> float:
+        """How much longer things take now than when they were measured: other work on this machine varies."""
+        last = sorted(self._starts[-3:])
+        return last[len(last) // 2] / self.start_s if last else 1.0
 
     def _card(self) -> Card:
         board = self._board
@@ -185,16 +201,16 @@ class Torture:
     def _begin(self, variant: str) -> None:
         old, old_part = self._running
         numbers = self._board.layout.numbers
-        new_part = numbers["B"] if old_part == numbers["A"] else numbers["A"]
-        name = "b" if old.name.startswith("a") else "a"
-        image_variant = "good" if variant == "refusing" else variant
-        file = self._file(name, image_variant)
-        new = self._system(file.stem)
-        # An artifact has one name: what a refusing script travels with is the good system's under it.
-        scripts = ("refusing",) if variant == "refusing" else ()
-        artifact = self._artifact(file, variant, scripts)
-        self._update = Update(old, old_part, new, new_part, is_good=variant == "good")
+        other = "B" if old_part == numbers["A"] else "A"
+        self._before = self._board.slot_digest(other)
         self._number += 1
+        # Not what the other slot holds already: nothing would be written.
+        kind = "" if variant in {"good", "refusing"} else f"-{variant}"
+        names = [f"{letter}{kind}" for letter in "abc" if letter != old.name]
+        names = [name for name in names if self._system(name).digest != self._before]
+        new = self._system(names[self._number % len(names)])
+        artifact = self._artifact(new.name, variant)
+        self._update = Update(old, old_part, new, numbers[other], is_good=variant == "good")
         self._deployment = self._management.deploy(f"{self._number}-{variant}", artifact, force=True)
 
     def _wait_end(self) -> None:
@@ -249,31 +265,30 @@ class Torture:
 
     # Systems and artifacts, made when first wanted
 
-    def _file(self, name: str, variant: str) -> Path:
-        stem = name if variant == "good" else f"{name}-{variant}"
-        file = self.folder / f"{stem}.ext4"
+    def _file(self, name: str) -> Path:
+        file = self.folder / f"{name}.ext4"
         if not file.exists():
-            rootfs.make_rootfs(file, self._kind, version=stem, variant=variant)
+            own = {"/usr/share/own": random.Random(name).randbytes(OWN_BYTES)}
+            variant = name.partition("-")[2] or "good"
+            rootfs.make_rootfs(file, self._kind, version=name, variant=variant, extra_files=own)
         return file
 
     def _system(self, name: str) -> System:
         if name not in self._systems:
-            stem, _, variant = name.partition("-")
-            file = self._file(stem, variant or "good")
-            self._systems[name] = System(name, _digest(file))
+            self._systems[name] = System(name, _digest(self._file(name)))
         return self._systems[name]
 
-    def _artifact(self, file: Path, variant: str, scripts: Sequence[str]) -> str:
+    def _artifact(self, system: str, variant: str) -> str:
         """Name of the artifact on the server, made and uploaded when first wanted."""
-        # A refusing update has the system of the good one, so that only its script tells them apart.
-        name = f"{file.stem}-refusing" if variant == "refusing" else file.stem
+        # The same system with a script that refuses it has a name, and so a file, of its own.
+        name = f"{system}-refusing" if variant == "refusing" else system
         if not (self.folder / f"{name}.mender").exists():
+            file = self._file(system)
             if variant == "refusing":
-                linked = self.folder / f"{name}.ext4"
-                linked.symlink_to(file)
-                file = linked
-            made = make_artifact(file, name, self._kind.machine, *scripts)
-            self._management.upload(made)
+                file = self.folder / f"{name}.ext4"
+                file.symlink_to(f"{system}.ext4")
+            scripts = ("refusing",) if variant == "refusing" else ()
+            self._management.upload(make_artifact(file, name, self._kind.machine, *scripts))
         return name
 
 
