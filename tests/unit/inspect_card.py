@@ -70,7 +70,7 @@ class Card:
     def __init__(self) -> None:
         self.values = {**layer.variables(MACHINE), **SIZES}
         self.layout = layer.Layout(self.values)
-        self.table = image.partition_table(self.layout)
+        self.table = self.layout.card.partition_table()
         self.rootfs = ext4.Files()
         self.config: dict[str, object] = {
             "RootfsPartA": "/dev/mmcblk0p2",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from update_tools.bench import cache, ext4, image, initramfs, layer
+from update_tools.bench import cache, ext4, image, initramfs, layer, wks
 from update_tools.bench.tools import BenchError
 
 needs_e2fsprogs = pytest.mark.skipif(
@@ -96,7 +96,7 @@ def test_landed_counts_what_proves_something(tmp_path: Path) -> None:
     with open(disk, "wb") as file:
         file.truncate(layout.total_bytes)
     assert image.landed(disk, layout, "B", slot) == (0, 2 * image.CHUNK)
-    image.copy_into(disk, layout.offset("B"), slot)
+    wks.copy_into(disk, layout.offset("B"), slot)
     assert image.landed(disk, layout, "B", slot) == (2 * image.CHUNK, 2 * image.CHUNK)
     assert image.landed(disk, layout, "A", slot)[0] == 0
     assert image.allocated_bytes(disk) <= 3 * image.CHUNK  # zeros stay holes
@@ -111,7 +111,7 @@ def test_a_slot_refuses_a_larger_image(tmp_path: Path) -> None:
 
 def test_partitions_are_where_the_layout_says(tmp_path: Path) -> None:
     layout = layer.Layout(layer.variables("virt64"))
-    lines = image.partition_table(layout).splitlines()
+    lines = layout.card.partition_table().splitlines()
     assert f"1: start=16384, size={layout.sizes['BOOT'] // 512}, type=c, bootable" in lines
     assert f"3: start={layout.offset('B') // 512}, size={layout.sizes['B'] // 512}, type=83" in lines
 

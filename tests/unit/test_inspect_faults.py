@@ -77,9 +77,11 @@ def patch(offset: int, content: bytes) -> Callable[[Card], None]:
 
 def data_first(card: Card) -> None:
     """The boot partition behind the data."""
-    card.layout.numbers = {"A": 2, "B": 3, "DATA": 4, "BOOT": 5}
     lines = ["label: dos", "unit: sectors"]
+    at = card.layout.first_bytes
     for number, name in ((2, "A"), (3, "B"), (4, "DATA"), (1, "BOOT")):
+        card.layout.offsets[name] = at
+        at += card.layout.sizes[name]
         start, size = card.layout.offset(name) // 512, card.layout.sizes[name] // 512
         lines.append(f"{number}: start={start}, size={size}, type={'c' if name == 'BOOT' else '83'}")
     card.table = "\n".join(lines) + "\n"

@@ -77,7 +77,7 @@ SUMMARY:${PN}-bash-completion = "${SUMMARY}: completion for bash"
 FILES:${PN}-source = "${PYTHON_SITEPACKAGES_DIR}/update_agent"
 FILES:${PN}-dbus = "${datadir}/dbus-1/*/io.mender.* ${datadir}/dbus-1/*/org.metaupdate.*"
 FILES:${PN}-modules = "${datadir}/mender/modules/v3/single-file"
-FILES:${PN}-doc = "${mandir}/man8/update-agent.8 ${mandir}/man8/mender-update.8"
+FILES:${PN}-doc = "${mandir}/man8/update-agent.8* ${mandir}/man8/mender-update.8*"
 FILES:${PN}-bash-completion = " \
     ${datadir}/bash-completion/completions/update-agent \
     ${datadir}/bash-completion/completions/mender-update \

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole card as a raw sparse file: partition table, environment copies, boot partition, slots, data."""
+"""A whole card as a raw sparse file, made from the layer's .wks, and its slots afterwards."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import ext4, layer, uboot
+from . import layer, uboot, wks
 from .tools import BenchError, run
+from .wks import copy_into
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,51 +28,27 @@ def make_disk(
     slots: Mapping[str, Path],
     data_files: Mapping[str, str | bytes],
 ) -> Path:
-    """Make the card of a new board; `slots` are images for A and B, and a slot without one stays empty.
+    """Make the card of a new board; `slots` are images for A and, if it shall not be empty, B.
 
     `data_files` (path below /data -> content) are what the data partition starts with.
     """
     values = layer.variables(kind.machine)
     layout = layer.Layout(values)
-    disk.unlink(missing_ok=True)
-    with open(disk, "wb") as file:
-        file.truncate(layout.total_bytes)
-    run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", disk], stdin=partition_table(layout))
     with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        environment = uboot.first_environment(uboot.build(kind, values), values, scratch)
-        for offset in layout.env_offsets:
-            copy_into(disk, offset, environment)
-        copy_into(disk, layout.offset("BOOT"), _boot_partition(values, layout, scratch))
-        files = ext4.Files()
+        folder = Path(name)  # what the .wks names, under the names of layer.BUILD
+        environment = uboot.first_environment(uboot.build(kind, values), values, folder)
+        environment.rename(folder / layer.BUILD["UPDATE_UBOOT_ENV_IMAGE"])
         for path, content in data_files.items():
-            files.text(path, content)
-        data = ext4.make(scratch / "data", files, size_bytes=layout.sizes["DATA"], label="data", journal=True)
-        copy_into(disk, layout.offset("DATA"), data)
+            file = folder / layer.BUILD["IMAGE_ROOTFS"] / "data" / path.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content.encode() if isinstance(content, str) else content)
+        (folder / f"{layer.BUILD['IMAGE_LINK_NAME']}.ext4").symlink_to(slots["A"].resolve())
+        boot_files = {"boot.scr": uboot.boot_script(values, folder)}
+        wks.write(layout.card, disk, folder=folder, boot_files=boot_files, size_bytes=layout.total_bytes)
     for slot, image in slots.items():
-        write_slot(disk, layout, slot, image)
+        if slot != "A":
+            write_slot(disk, layout, slot, image)
     return disk
-
-
-def partition_table(layout: layer.Layout) -> str:
-    """sfdisk's script for the layout; the disk identifier is fixed."""
-    lines = ["label: dos", "label-id: 0x6d757064", "unit: sectors"]
-    for name, number in sorted(layout.numbers.items(), key=lambda item: item[1]):
-        kind = "c, bootable" if name == "BOOT" else "83"
-        lines.append(
-            f"{number}: start={layout.offset(name) // 512}, size={layout.sizes[name] // 512}, type={kind}"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _boot_partition(values: Mapping[str, str], layout: layer.Layout, scratch: Path) -> Path:
-    script = uboot.boot_script(values, scratch)
-    image = scratch / "boot.fat"
-    with open(image, "wb") as file:
-        file.truncate(layout.sizes["BOOT"])
-    run(["mkfs.vfat", "--invariant", "-n", "BOOT", image])
-    run(["mcopy", "-i", image, script, "::boot.scr"])
-    return image
 
 
 def write_slot(disk: Path, layout: layer.Layout, slot: str, image: Path) -> None:
@@ -81,17 +58,6 @@ def write_slot(disk: Path, layout: layer.Layout, slot: str, image: Path) -> None
             f"{image.name} has {image.stat().st_size} bytes, slot {slot} only {layout.sizes[slot]}"
         )
     copy_into(disk, layout.offset(slot), image, zeros=True)
-
-
-def copy_into(disk: Path, offset: int, image: Path, *, zeros: bool = False) -> None:
-    """Copy an image to an offset. Zeros are skipped, which a fresh card already has, unless `zeros`."""
-    with open(image, "rb") as source, open(disk, "r+b") as target:
-        position = offset
-        while chunk := source.read(CHUNK):
-            if zeros or chunk.strip(b"\0"):
-                target.seek(position)
-                target.write(chunk)
-            position += len(chunk)
 
 
 def copy_sparse(source: Path, target: Path) -> None:

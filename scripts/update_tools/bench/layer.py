@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import wks
 from .tools import BenchError
 
 if TYPE_CHECKING:
@@ -23,8 +24,18 @@ FRAGMENTS = "recipes-bsp/u-boot/files"
 BOOT_SCRIPT = "recipes-bsp/update-boot-script/files/boot.cmd.in"
 FW_ENV_CONFIG = "recipes-bsp/update-fw-env-config/files/fw_env.config.in"
 GROW_DATA = "recipes-core/update-data/files/update-grow-data.in"
+WKS = "files/wic/ab-data.wks.in"
 FIRST_ENVIRONMENT = "recipes-bsp/update-uboot-env/files/update-env.txt.in"
 
+BUILD = {
+    "UPDATE_UBOOT_ENV_IMAGE": "update-uboot-env.bin",
+    "IMGDEPLOYDIR": ".",
+    "IMAGE_LINK_NAME": "slot",
+    "IMAGE_ROOTFS": "rootfs",
+}
+"""Where a build has the files that the .wks names; here, below the directory of whoever makes a card."""
+
+_ROLES = {"/boot": "BOOT", "/": "A", "/data": "DATA"}
 _ASSIGNMENT = re.compile(r"""([A-Z][A-Za-z0-9_-]*)\s*(\?\?=|\?=|=)\s*(["'])(.*)\3\s*""")
 _INCLUDE = re.compile(r"(?:require|include)\s+(\S+)\s*")
 _REFERENCE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
@@ -37,6 +48,31 @@ def variables(machine: str, layer: Path = LAYER) -> dict[str, str]:
     parsed.read(layer / "conf/update/layout.inc")
     parsed.read(layer / f"conf/update/machine/{machine}.inc")
     return parsed.expanded()
+
+
+def rendered(path: str, values: Mapping[str, str], layer: Path = LAYER) -> str:
+    """A file with BitBake's ${NAME} and ${@expression} expanded, as a .wks.in is."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1].startswith("@"):
+            # The layer's own expression, which BitBake evaluates as well.
+            return str(eval(match[1][1:], {"d": _Datastore(values)}))
+        try:
+            return values[match[1]]
+        except KeyError:
+            raise BenchError(f"{path}: ${{{match[1]}}} is not set") from None
+
+    return re.sub(r"\$\{(@[^}]*|\w+)\}", value, (layer / path).read_text())
+
+
+class _Datastore:
+    """What the layer's expressions ask of BitBake's `d`."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+
+    def getVar(self, name: str) -> str | None:  # noqa: N802  BitBake's name
+        return self._values.get(name)
 
 
 def library(name: str) -> ModuleType:
@@ -111,49 +147,52 @@ class _Variables:
 
 
 class Layout:
-    """The card as the layer lays it out, in bytes."""
+    """The card as the layer's .wks lays it out, in bytes: partitions BOOT, A, B, DATA and the environment."""
 
-    __slots__ = ("env_bytes", "env_offsets", "first_bytes", "numbers", "sizes", "storage")
+    __slots__ = ("card", "env_bytes", "env_offsets", "numbers", "offsets", "sizes", "storage")
 
-    def __init__(self, values: Mapping[str, str]) -> None:
-        mib = 1 << 20
-        self.storage = values["UPDATE_STORAGE"]
+    def __init__(self, values: Mapping[str, str], layer: Path = LAYER) -> None:
         self.env_bytes = int(values["UPDATE_UBOOT_ENV_SIZE"], 0)
-        self.env_offsets = (
-            int(values["UPDATE_UBOOT_ENV_OFFSET"], 0),
-            int(values["UPDATE_UBOOT_ENV_OFFSET_REDUND"], 0),
-        )
-        self.first_bytes = int(values["UPDATE_FIRST_PART_MB"]) * mib
-        self.numbers = {name: int(values[f"UPDATE_PART_{name}"]) for name in ("BOOT", "A", "B", "DATA")}
-        rootfs = int(values["UPDATE_ROOTFS_SIZE_MB"]) * mib
-        self.sizes = {
-            "BOOT": int(values["UPDATE_BOOT_SIZE_MB"]) * mib,
-            "A": rootfs,
-            "B": rootfs,
-            "DATA": int(values["UPDATE_DATA_SIZE_MB"]) * mib,
-        }
-        self._check(int(values["UPDATE_BOOTLIMIT"]))
+        self.card = wks.parse(rendered(WKS, {**values, **BUILD}, layer), WKS)
+        self.card.place({BUILD["UPDATE_UBOOT_ENV_IMAGE"]: self.env_bytes}.__getitem__)
+        parts = {_ROLES.get(part.mountpoint, "B"): part for part in self.card.parts if part.is_in_table}
+        copies = [part.start for part in self.card.parts if part.file == BUILD["UPDATE_UBOOT_ENV_IMAGE"]]
+        if set(parts) != {"BOOT", "A", "B", "DATA"} or len(copies) != 2:
+            raise BenchError(f"{WKS} has partitions {sorted(parts)}, and the environment {len(copies)} times")
+        self.storage = parts["A"].disk
+        self.env_offsets = (copies[0], copies[1])
+        self.numbers = {name: part.number for name, part in parts.items()}
+        self.offsets = {name: part.start for name, part in parts.items()}
+        self.sizes = {name: part.size for name, part in parts.items()}
+        self._check(values)
 
     def offset(self, name: str) -> int:
-        """Where a partition (BOOT, A, B, DATA) begins; they follow one another by their numbers."""
-        before = [n for n in self.numbers if self.numbers[n] < self.numbers[name]]
-        return self.first_bytes + sum(self.sizes[n] for n in before)
+        """Where a partition (BOOT, A, B, DATA) begins."""
+        return self.offsets[name]
+
+    @property
+    def first_bytes(self) -> int:
+        """Before the first partition."""
+        return min(self.offsets.values())
 
     @property
     def total_bytes(self) -> int:
         """Size of the whole card: a power of two, as QEMU's cards are."""
-        used = self.first_bytes + sum(self.sizes.values())
-        return 1 << (used - 1).bit_length()
+        return 1 << (self.card.used_bytes - 1).bit_length()
 
-    def _check(self, bootlimit: int) -> None:
-        first, second = sorted(self.env_offsets)
-        if first < 1 << 20 or first + self.env_bytes > second or second + self.env_bytes > self.first_bytes:
-            raise BenchError(
-                f"environment copies of {self.env_bytes:#x} at {first:#x} and {second:#x} overlap "
-                f"each other, the boot loader, or the first partition at {self.first_bytes:#x}",
-                hint="UPDATE_UBOOT_ENV_* and UPDATE_FIRST_PART_MB in conf/update",
-            )
-        if sorted(self.numbers.values()) != [1, 2, 3, 4]:
-            raise BenchError(f"partition numbers {self.numbers} are not 1 to 4")
-        if not 1 <= bootlimit <= 8:
-            raise BenchError(f"UPDATE_BOOTLIMIT is {bootlimit}, not 1 to 8")
+    def _check(self, values: Mapping[str, str]) -> None:
+        """What the other files of the layer are made from must be what the .wks says."""
+        said = {
+            **{f"UPDATE_PART_{name}": number for name, number in self.numbers.items()},
+            "UPDATE_UBOOT_ENV_OFFSET": self.env_offsets[0],
+            "UPDATE_UBOOT_ENV_OFFSET_REDUND": self.env_offsets[1],
+        }
+        for name, number in said.items():
+            if int(values[name], 0) != number:
+                raise BenchError(f"{name} is {values[name]}, but {WKS} makes it {number:#x}")
+        if values["UPDATE_STORAGE"] != self.storage:
+            raise BenchError(f"UPDATE_STORAGE is {values['UPDATE_STORAGE']}, but {WKS} says {self.storage}")
+        if min(self.env_offsets) < 1 << 20:
+            raise BenchError("the environment lies where boot loaders do, in the first MiB")
+        if not 1 <= int(values["UPDATE_BOOTLIMIT"]) <= 8:
+            raise BenchError(f"UPDATE_BOOTLIMIT is {values['UPDATE_BOOTLIMIT']}, not 1 to 8")

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The .wks of every machine: rendered by BitBake, made into a card, and compared with what wic makes of it.
+
+The virtual boards boot cards that are made of the same file by the same code, update_tools/bench/wks.py.
+wic comes from OE-core, which is no package of a registry: it is run where a copy of the layers is at
+hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.layer.bitbake import LAYER, MACHINES, Build
+
+from update_tools.bench import layer, wks
+
+MIRRORS = os.environ.get("META_UPDATE_MIRRORS", "")
+SMALL = {"UPDATE_BOOT_SIZE_MB": "4", "UPDATE_ROOTFS_SIZE_MB": "8", "UPDATE_DATA_SIZE_MB": "4"}
+CONF = 'INHERIT += "update"\n' + "".join(f'{name} = "{value}"\n' for name, value in SMALL.items())
+TOOLS = ("sfdisk", "mkfs.vfat", "mcopy", "mke2fs", "debugfs")
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+needs_tools = pytest.mark.skipif(
+    not all(shutil.which(tool, path=PATH) for tool in TOOLS), reason=f"not all installed: {', '.join(TOOLS)}"
+)
+
+
+def rendered(build: Build) -> tuple[str, str]:
+    """Name of the .wks.in that the image class chooses, and what BitBake makes of it."""
+    asked = {"update-image-minimal": {"values": ["WKS_FILE"]}}
+    name = build.ask(asked)["recipes"]["update-image-minimal"]["values"]["WKS_FILE"]
+    text = (build.layer / "files/wic" / name).read_text()
+    for variable, value in layer.BUILD.items():  # where a build has its files, which are made here instead
+        text = text.replace(f"${{{variable}}}", value)
+    return name, build.expand(text)
+
+
+def material(folder: Path, env_bytes: int, slot_bytes: int) -> dict[str, Path]:
+    """The files that a .wks names; returns those of the boot partition."""
+    (folder / "rootfs/data/mender").mkdir(parents=True)
+    (folder / "rootfs/data/mender/device_type").write_text("device_type=x\n")
+    (folder / layer.BUILD["UPDATE_UBOOT_ENV_IMAGE"]).write_bytes(b"\x55" * env_bytes)
+    (folder / f"{layer.BUILD['IMAGE_LINK_NAME']}.ext4").write_bytes(b"\xaa" * slot_bytes)
+    (folder / "boot.scr").write_bytes(b"script")
+    return {"boot.scr": folder / "boot.scr"}
+
+
+def card(folder: Path, text: str, env_bytes: int) -> tuple[wks.Card, Path]:
+    """The card that the interpreter makes."""
+    made = wks.parse(text, "x.wks")
+    made.place(lambda _: env_bytes)
+    boot_files = material(folder, env_bytes, int(SMALL["UPDATE_ROOTFS_SIZE_MB"]) << 20)
+    wks.write(made, folder / "card", folder=folder, boot_files=boot_files, size_bytes=made.used_bytes)
+    return made, folder / "card"
+
+
+def table(disk: Path) -> dict[int, tuple[int, int, str, bool]]:
+    """Start, size, type and active flag of each partition, as sfdisk reads the table."""
+    said = subprocess.run(
+        ["sfdisk", "--json", disk],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": PATH},
+    ).stdout
+    rows: list[dict[str, Any]] = json.loads(said)["partitiontable"]["partitions"]
+    return {
+        int(row["node"].removeprefix(str(disk)).lstrip("p")): (
+            row["start"] * 512,
+            row["size"] * 512,
+            row["type"],
+            row.get("bootable", False),
+        )
+        for row in rows
+    }
+
+
+def files_of(disk: Path, start: int, size: int, scratch: Path) -> set[str]:
+    """Names at the top of an ext4 partition."""
+    with disk.open("rb") as file:
+        file.seek(start)
+        scratch.write_bytes(file.read(size))
+    said = subprocess.run(
+        [str(shutil.which("debugfs", path=PATH)), "-R", "ls -p /", scratch],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {row.split("/")[5] for row in said.split() if row.count("/") > 5} - {".", "..", "lost+found"}
+
+
+@needs_tools
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_machines_card_is_made_as_its_wks_says(tmp_path: Path, machine: str) -> None:
+    build = Build(tmp_path / "build", machine=machine, conf=CONF)
+    name, text = rendered(build)
+    values = {**layer.variables(machine), **SMALL}
+    bench = layer.rendered(f"files/wic/{name}", {**values, **layer.BUILD})
+    assert text == bench  # the bench expands as BitBake does
+    env_bytes = int(values["UPDATE_UBOOT_ENV_SIZE"], 0)
+    made, disk = card(tmp_path, text, env_bytes)
+    placed = {part.number: part for part in made.parts if part.is_in_table}
+    found = table(disk)
+    assert {n: row[:2] for n, row in found.items() if n in placed} == {
+        n: (part.start, part.size) for n, part in placed.items()
+    }
+    data = disk.read_bytes()
+    for part in made.parts:
+        if part.file == layer.BUILD["UPDATE_UBOOT_ENV_IMAGE"]:
+            assert data[part.start : part.end] == b"\x55" * env_bytes
+        elif part.source == "rawcopy":
+            assert data[part.start : part.end] == b"\xaa" * part.size
+        elif part.source == "bootimg-partition":
+            listed = ["mdir", "-b", "-i", f"{disk}@@{part.start}", "::"]
+            assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split() == [
+                "::/boot.scr"
+            ]
+        elif part.fstype == "ext4":
+            names = files_of(disk, part.start, part.size, tmp_path / "part")
+            assert names == ({"mender"} if part.source == "rootfs" else set())
+
+
+def test_the_bench_makes_its_card_of_the_file_that_images_are_made_of(tmp_path: Path) -> None:
+    name, _ = rendered(Build(tmp_path / "build"))
+    assert f"files/wic/{name}" == layer.WKS
+
+
+@pytest.fixture(scope="session")
+def wic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """wic of scarthgap, the last series that has it in OE-core."""
+    if not MIRRORS:
+        pytest.skip("META_UPDATE_MIRRORS names no directory with copies of the layers")
+    if not shutil.which("parted", path=PATH):
+        pytest.skip("parted is not installed")
+    folder = tmp_path_factory.mktemp("oe-core")
+    repository = Path(MIRRORS) / "openembedded+openembedded-core/repo"
+    archive = ["git", "-C", repository, "archive", "scarthgap", "scripts", "meta/lib"]
+    packed = subprocess.run(archive, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "x", "-C", folder], input=packed, check=True)
+    return folder / "scripts/wic"
+
+
+@needs_tools
+@pytest.mark.parametrize("name", sorted(path.name for path in (LAYER / "files/wic").glob("*.wks.in")))
+def test_wic_makes_the_same_card(tmp_path: Path, wic: Path, name: str) -> None:
+    machine = "virt64"
+    values = {**layer.variables(machine), **SMALL, **layer.BUILD}
+    text = layer.rendered(f"files/wic/{name}", values)
+    env_bytes = int(values["UPDATE_UBOOT_ENV_SIZE"], 0)
+    ours, disk = card(tmp_path, text, env_bytes)
+    for variable in ("UPDATE_UBOOT_ENV_IMAGE", "IMAGE_ROOTFS"):
+        text = text.replace(f"={layer.BUILD[variable]}", f"={tmp_path}/{layer.BUILD[variable]}")
+    text = text.replace("file=./", f"file={tmp_path}/")
+    (tmp_path / "ours.wks").write_text(text)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    variables = {
+        "DEPLOY_DIR_IMAGE": tmp_path,
+        "HOSTTOOLS_DIR": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "IMAGE_BOOT_FILES": "boot.scr",
+        "IMAGE_ROOTFS": tmp_path / "rootfs",
+        "RECIPE_SYSROOT_NATIVE": empty,
+        "ROOTFS_SIZE": "8192",
+        "STAGING_DATADIR": empty,
+        "STAGING_DIR_NATIVE": empty,
+        "TARGET_SYS": "aarch64-linux",
+    }
+    (tmp_path / "vars").mkdir()
+    lines = [f'{variable}="{value}"\n' for variable, value in variables.items()]
+    (tmp_path / "vars/image.env").write_text("".join(lines))
+    command = [sys.executable, wic, "create", tmp_path / "ours.wks", "-v", tmp_path / "vars", "-e", "image"]
+    done = subprocess.run(
+        [*command, "-o", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            "PATH": PATH,
+            "SOURCE_DATE_EPOCH": "1700000000",
+            "BUILDDIR": str(tmp_path),
+            "HOME": str(tmp_path),
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (theirs,) = (tmp_path / "out").glob("*.direct")
+    assert table(theirs) == table(disk)
+    with theirs.open("rb") as first, disk.open("rb") as second:
+        for part in ours.parts:
+            if part.source == "rawcopy":
+                first.seek(part.start)
+                second.seek(part.start)
+                assert first.read(part.size) == second.read(part.size)
