@@ -8,18 +8,42 @@ it before it is built (`rootfs`, `boot`, `environment`, …), or to its bytes af
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from update_tools.bench import ext4, image, layer
+from tests.support.artifacts import Artifact
+
+from update_tools.bench import ext4, layer
 from update_tools.bench.tools import run
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 MACHINE = "raspberrypi4-64"  # its firmware takes the device tree from the boot partition
-SIZES = {"UPDATE_BOOT_SIZE_MB": "16", "UPDATE_ROOTFS_SIZE_MB": "24", "UPDATE_DATA_SIZE_MB": "16"}
+MIB = 1 << 20
+SIZES = {"BOOT": 4 * MIB, "A": 8 * MIB, "B": 8 * MIB, "DATA": 8 * MIB}
+OFFSETS = {"BOOT": 8 * MIB, "A": 12 * MIB, "B": 20 * MIB, "DATA": 28 * MIB}
+TABLE = """\
+label: dos
+unit: sectors
+1: start=16384, size=8192, type=c, bootable
+2: start=24576, size=16384, type=83
+3: start=40960, size=16384, type=83
+4: start=57344, size=16384, type=83
+"""
 LIBRARIES = Path("/usr/aarch64-linux-gnu/lib")
 GCC = "aarch64-linux-gnu-gcc"
+BIG = """
+#include <stdio.h>
+#include <string.h>
+__asm__(".text\\n.skip 20480");
+int main(int argc, char **argv) { char copy[64]; strcpy(copy, argv[argc - 1]); puts(copy); return 0; }
+"""
 HARDENED = ("-O2", "-fPIE", "-pie", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
 PROGRAM = """
 #include <stdio.h>
@@ -39,6 +63,7 @@ DEVICETREE = """
 }};
 """
 PI4 = '"raspberrypi,4-model-b", "brcm,bcm2711"'
+MARK = b"the end of the payload"
 KERNEL = bytes(0x38) + b"ARM\x64" + bytes(4)
 
 
@@ -64,13 +89,26 @@ def devicetree(*, compatible: str = PI4, bootargs: str = "coherent_pool=1M", sta
         return target.read_bytes()
 
 
+def update(**fields: Any) -> Artifact:
+    """An artifact for the card."""
+    payload = bytes(1024 + 0x38) + b"\x53\xef" + bytes(70_000) + MARK
+    good: dict[str, Any] = {
+        "payload_type": "rootfs-image",
+        "device_types": [MACHINE],
+        "files": {"root.ext4": payload},
+        "scripts": {"ArtifactInstall_Enter_10_stop": b"#!/bin/sh\nexit 0\n"},
+    }
+    return Artifact(**{**good, **fields})
+
+
 class Card:
     """Everything of a card before it is built; `data` None leaves the data partition empty."""
 
     def __init__(self) -> None:
-        self.values = {**layer.variables(MACHINE), **SIZES}
-        self.layout = layer.Layout(self.values)
-        self.table = self.layout.card.partition_table()
+        self.values = layer.variables(MACHINE)
+        self.offsets = dict(OFFSETS)
+        self.env_offsets = [int(self.values[f"UPDATE_UBOOT_ENV_OFFSET{end}"], 0) for end in ("", "_REDUND")]
+        self.table = TABLE
         self.rootfs = ext4.Files()
         self.config: dict[str, object] = {
             "RootfsPartA": "/dev/mmcblk0p2",
@@ -82,8 +120,14 @@ class Card:
         self.boot = {"bcm2711-rpi-4-b.dtb": devicetree(), "cmdline.txt": b"rootwait console=ttyS0\n"}
         self.script = layer.filled(layer.BOOT_SCRIPT, self.values)
         self.environment = layer.filled(layer.FIRST_ENVIRONMENT, self.values)
-        self.root_bytes = self.layout.sizes["A"]
+        self.root_bytes = SIZES["A"]
+        self.root_label = ""
+        self.root_commands: list[str] = []  # of debugfs, on the finished root file system
+        self.config_mode = 0o600
+        self.copies = "-r"  # of mkenvimage: redundant
         self.patches: list[tuple[int, bytes]] = []
+        self.update: Artifact | None = None  # an artifact to fit the card
+        self.user: int | None = None  # the root file system as a directory, looked into by this user
         self._fill(self.rootfs)
 
     def _fill(self, files: ext4.Files) -> None:
@@ -134,68 +178,108 @@ class Card:
     def make_rootfs(self, path: Path) -> Path:
         """Only the root file system."""
         if self.config:
-            self.rootfs.text("/etc/mender/mender.conf", json.dumps(self.config), 0o600)
-        return ext4.make(path, self.rootfs, size_bytes=self.root_bytes, label="", journal=False)
+            self.rootfs.text("/etc/mender/mender.conf", json.dumps(self.config), self.config_mode)
+        ext4.make(path, self.rootfs, size_bytes=self.root_bytes, label=self.root_label, journal=False)
+        for command in self.root_commands:
+            run(["debugfs", "-w", "-R", command, path])
+        return path
+
+    def make_directory(self, into: Path) -> Path:
+        """The root file system as a directory, with its owners and modes; only root can make that."""
+        tree = into / "tree"
+        tree.mkdir()
+        self.make_rootfs(into / "root")
+        run(["debugfs", "-R", f"rdump / {tree}", into / "root"])
+        return tree
 
     def make(self, into: Path) -> Path:
         """The card as a file; sparse."""
         disk = into / "card.wic"
         with open(disk, "wb") as file:
-            file.truncate(self.layout.first_bytes + sum(self.layout.sizes.values()))
+            file.truncate(OFFSETS["DATA"] + SIZES["DATA"])
         run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", disk], stdin=self.table)
-        image.copy_into(disk, self.layout.offset("A"), self.make_rootfs(into / "root"))
+        _copy_into(disk, self.offsets["A"], self.make_rootfs(into / "root"))
         if self.data is not None:
-            data = ext4.make(
-                into / "data", self.data, size_bytes=self.layout.sizes["DATA"], label="data", journal=True
-            )
-            image.copy_into(disk, self.layout.offset("DATA"), data)
-        self._boot(disk, into)
-        self._environment(disk, into)
+            nodes = self.data.nodes.items()
+            said = repr([(path, node.mode, node.data, node.target) for path, node in sorted(nodes)])
+            _copy_into(disk, self.offsets["DATA"], _kept(self._data, "data", said))
+        boot = (tuple(sorted(self.boot.items())), self.script)
+        _copy_into(disk, self.offsets["BOOT"], _kept(self._boot, "boot", repr(boot)))
+        if self.environment:
+            made = _kept(self._environment, "environment", self.copies + self.environment)
+            for offset in self.env_offsets:
+                _copy_into(disk, offset, made)
         with open(disk, "r+b") as file:
             for offset, content in self.patches:
                 file.seek(offset)
                 file.write(content)
         return disk
 
-    def _boot(self, disk: Path, into: Path) -> None:
-        fat = into / "boot"
-        with open(fat, "wb") as file:
-            file.truncate(self.layout.sizes["BOOT"])
-        run(["mkfs.vfat", "--invariant", "-n", "BOOT", fat])
-        folder = into / "files"
-        folder.mkdir()
-        for name, content in self.boot.items():
-            (folder / name).write_bytes(content)
-        if self.script:
-            source = into / "boot.cmd"
-            source.write_text(self.script)
-            run(
-                [
-                    "mkimage",
-                    "-A",
-                    "arm",
-                    "-T",
-                    "script",
-                    "-C",
-                    "none",
-                    "-n",
-                    "boot",
-                    "-d",
-                    source,
-                    folder / "boot.scr",
-                ]
-            )
-        run(["mcopy", "-i", fat, *sorted(folder.iterdir()), "::"])
-        image.copy_into(disk, self.layout.offset("BOOT"), fat)
+    def _data(self, target: Path) -> None:
+        assert self.data is not None
+        ext4.make(target, self.data, size_bytes=SIZES["DATA"], label="data", journal=True)
 
-    def _environment(self, disk: Path, into: Path) -> None:
-        if not self.environment:
-            return
-        source, target = into / "environment.txt", into / "environment"
-        source.write_text(self.environment)
-        run(["mkenvimage", "-r", "-s", self.values["UPDATE_UBOOT_ENV_SIZE"], "-o", target, source])
-        for offset in self.layout.env_offsets:
-            image.copy_into(disk, offset, target)
+    def _boot(self, target: Path) -> None:
+        with open(target, "wb") as file:
+            file.truncate(SIZES["BOOT"])
+        run(["mkfs.vfat", "--invariant", "-n", "BOOT", target])
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for file_name, content in self.boot.items():
+                (folder / file_name).write_bytes(content)
+            if self.script:
+                boot_script(folder / "boot.scr", self.script)
+            run(["mcopy", "-i", target, *sorted(folder.iterdir()), "::"])
+
+    def _environment(self, target: Path) -> None:
+        text = target.with_suffix(".txt")
+        text.write_text(self.environment)
+        run(
+            [
+                "mkenvimage",
+                *self.copies.split(),
+                "-s",
+                self.values["UPDATE_UBOOT_ENV_SIZE"],
+                "-o",
+                target,
+                text,
+            ]
+        )
+
+
+def _copy_into(disk: Path, offset: int, source: Path) -> None:
+    """What a sparse file holds."""
+    with open(source, "rb") as file, open(disk, "r+b") as target:
+        size, end = file.seek(0, os.SEEK_END), 0
+        while end < size:
+            try:
+                start = file.seek(end, os.SEEK_DATA)
+            except OSError:  # nothing but a hole
+                return
+            end = file.seek(start, os.SEEK_HOLE)
+            file.seek(start)
+            target.seek(offset + start)
+            target.write(file.read(end - start))
+
+
+def boot_script(target: Path, text: str) -> Path:
+    """A script as U-Boot takes it."""
+    with tempfile.NamedTemporaryFile("w") as source:
+        source.write(text)
+        source.flush()
+        run(["mkimage", "-A", "arm", "-T", "script", "-C", "none", "-n", "boot", "-d", source.name, target])
+    return target
+
+
+_parts = tempfile.TemporaryDirectory(prefix="inspect-parts-")
+
+
+def _kept(make: Callable[[Path], None], kind: str, key: str) -> Path:
+    """A part of a card, made once for each content: most cards differ in one."""
+    path = Path(_parts.name, f"{kind}-{hashlib.sha256(key.encode()).hexdigest()}")
+    if not path.exists():
+        make(path)
+    return path
 
 
 def missing_tools() -> list[str]:

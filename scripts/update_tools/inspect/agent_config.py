@@ -31,7 +31,9 @@ def section(subject: Subject) -> dict[str, object] | None:
         _check_server(subject, config)
         _check_files(subject, root, config)
         _check_slots(subject, config)
-    elif not any(finding.name == "config-invalid" for finding in subject.findings):
+    elif CONFIG not in root.unreadable and not any(
+        finding.name == "config-invalid" for finding in subject.findings
+    ):
         subject.findings.add("config-missing", CONFIG, "the agent has no configuration")
     _check_store(subject, root)
     for fields in fstab(root):

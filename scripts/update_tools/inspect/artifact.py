@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from update_agent import signature
+from update_agent.errors import ArtifactError
 
 from .units import mib
 
 if TYPE_CHECKING:
     from .source import Artifact
     from .subject import Subject
+    from .tree import Tree
+
+_FILESYSTEMS = {"ext4", "squashfs", "erofs"}  # the last two are not looked into
 
 
 def section(subject: Subject) -> dict[str, object] | None:
@@ -22,19 +30,22 @@ def section(subject: Subject) -> dict[str, object] | None:
         subject.findings.add("artifact-damaged", header.name, artifact.damage)
     elif header.payload_type == "rootfs-image":
         _check_size(subject, artifact)
-        if subject.source.kind == "artifact" and subject.root is None:
-            subject.findings.add(
-                "artifact-not-a-filesystem", header.name, "its payload is no ext4 file system"
-            )
+        if artifact.filesystem not in _FILESYSTEMS:
+            what = f"it begins like {artifact.filesystem or 'nothing'}"
+            subject.findings.add("artifact-not-a-filesystem", header.name, what)
     _check_target(subject, artifact)
+    if subject.root is not None and subject.source.kind != "artifact":
+        _check_signature(subject, subject.root, artifact)
     return {
         "name": header.name,
         "group": header.group,
         "payload_type": header.payload_type,
         "device_types": header.device_types,
         "signed": header.signed,
+        "scripts": [name for name, _ in header.scripts],
         "compression": artifact.compression,
         "files": artifact.files,
+        "filesystem": artifact.filesystem,
         "provides": header.provides,
         "depends": header.depends,
         "clears": header.clears,
@@ -62,6 +73,30 @@ def _check_target(subject: Subject, artifact: Artifact) -> None:
             artifact.header.name,
             f"it is for {', '.join(artifact.header.device_types)}, the device is {wanted}",
         )
+
+
+def _check_signature(subject: Subject, root: Tree, artifact: Artifact) -> None:
+    """By the keys of the image that shall install it; not of the one that is in the artifact."""
     keys = subject.config.artifact_verify_keys if subject.config else []
-    if keys and not artifact.header.signed:
+    if not keys:
+        return
+    if not artifact.header.signed:
         subject.findings.add("artifact-unsigned", artifact.header.name, f"mender.conf has {', '.join(keys)}")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {}
+        for number, key in enumerate(keys):
+            pem = root.read(key, limit_bytes=1 << 16)
+            if pem is not None:
+                copy = Path(scratch, str(number))
+                copy.write_bytes(pem)
+                paths[str(copy)] = key
+        if not paths:
+            return  # the missing files are findings themselves
+        try:
+            signature.check(artifact.manifest, artifact.signature, list(paths))
+        except ArtifactError as error:
+            why = error.message
+            for path, key in paths.items():
+                why = why.replace(path, key)
+            subject.findings.add("artifact-wrong-key", artifact.header.name, why)

@@ -25,7 +25,7 @@ from . import (
 from .findings import CATALOGUE, Findings
 from .report import document, show
 from .source import Opener
-from .subject import look
+from .subject import finish, look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,8 +49,8 @@ SECTIONS: tuple[tuple[str, Callable[[Subject], dict[str, object] | None]], ...] 
 
 _ABOUT = """\
 Show what is in an image of a card (.wic), a root file system (.ext4, or a directory) or an artifact
-(.mender), and what is wrong with it. Images may be compressed (.bz2, .xz, .zst, .gz). Needs no root and
-changes nothing; the boot partition is read with mtools.
+(.mender), and what is wrong with it. Images may be compressed (.bz2, .xz, .zst, .gz). Needs no root and no
+other program, and changes nothing.
 
 Exit codes: 0 no error, 2 cannot be inspected, 3 errors were found (with --strict: or warnings).
 `ota inspect footprint` measures what the agent adds to an image."""
@@ -114,17 +114,18 @@ def inspect(
 ) -> dict[str, object]:
     """The report as a document. Raises UpdateError for what cannot be read."""
     findings = Findings()
-    subject = look(opener.open(path), opener, findings)
+    subject = look(opener.open(path), findings)
     if with_artifact is not None:
         subject.artifact = opener.open_artifact(with_artifact)
     subject.board = boards.choose(machine, architecture, compatible, subject.device_type)
     sections = {name: section(subject) for name, section in SECTIONS}
+    finish(subject)
     return document(str(path), subject.source.kind, subject.board.document(), sections, findings)
 
 
 def _list() -> int:
-    for name, (severity, hint) in CATALOGUE.items():
-        print(f"{severity:8}{name:28}{hint}")
+    for name, (severity, meaning, _) in CATALOGUE.items():
+        print(f"{severity:8}{name:28}{meaning}")
     return 0
 
 

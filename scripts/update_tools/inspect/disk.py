@@ -114,7 +114,7 @@ def _gpt(image: IO[bytes], name: str) -> tuple[str, str, list[Partition]]:
     if zlib.crc32(header[:16] + b"\0\0\0\0" + header[20:92]) != crc:
         raise InspectError(f"{name}: the GPT's checksum is wrong", hint="sgdisk --verify says more")
     table, count, entry_bytes = struct.unpack_from("<QII", header, 72)
-    if entry_bytes < 128 or count > 1024:
+    if not 128 <= entry_bytes <= 4096 or count > 1024:
         raise InspectError(f"{name}: a GPT with {count} entries of {entry_bytes} bytes")
     entries = at(image, table * SECTOR, count * entry_bytes)
     partitions = []
@@ -125,7 +125,7 @@ def _gpt(image: IO[bytes], name: str) -> tuple[str, str, list[Partition]]:
         start, last, attributes = struct.unpack_from("<QQQ", entry, 32)
         label = entry[56:128].decode("utf-16-le", errors="replace").split("\0")[0]
         kind = str(uuid.UUID(bytes_le=entry[:16]))
-        size = (last + 1 - start) * SECTOR
+        size = max(0, last + 1 - start) * SECTOR
         partitions.append(
             Partition(index + 1, start * SECTOR, size, kind, name=label, active=bool(attributes & 4))
         )
@@ -149,6 +149,9 @@ def identify(image: IO[bytes], start: int) -> tuple[str, str]:
 
 
 def at(image: IO[bytes], position: int, size: int) -> bytes:
-    """Bytes of an image; fewer at its end."""
-    image.seek(position)
+    """Bytes of an image; fewer at its end, none behind it."""
+    try:
+        image.seek(position)
+    except (OverflowError, OSError):  # an offset that no file has
+        return b""
     return image.read(size)

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from . import hardening
 from .boards import ARCHITECTURES
 from .packages import Packages
 
@@ -22,45 +22,70 @@ _MAGIC = b"\x7fELF"
 _APART = re.compile(r"/(usr/)?lib/firmware/|/boot/|/usr/lib/debug/|/\.debug/|/usr/share/|/usr/src/")
 _EM_BPF = {"EM_BPF", 247}
 _ARM_HARD, _ARM_SOFT = 0x400, 0x200
+# What pyelftools lets through when a file is broken.
+_PYELFTOOLS_RAISES = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    UnicodeDecodeError,
+    ZeroDivisionError,
+)
 _CANARY = re.compile(rb"\0__(stack_chk_(fail|guard)|intel_security_cookie)(_local)?\0")
-# Calls that fill a buffer on the stack nearly always, so that a build with the protector has used it.
-_FILLS_BUFFERS = re.compile(rb"\0(strcpy|strcat|sprintf|vsprintf|gets|fgets)\0")
+# Compilers of languages that need no guard on the stack, or bring another one.
+_OTHER_LANGUAGES = (b"\xff Go buildinf:", b"rustc version", b"/rustc/")
+# With -fstack-protector-strong (OE-core, Debian) hardly any code of this size has no array on its stack.
+_MUCH_CODE_BYTES = 16 << 10
+_MAX_SEGMENTS, _MAX_TAGS, _MAX_STRINGS_BYTES = 1024, 4096, 64 << 20
 
 
 class Elf:
     """What matters of one ELF file. Raises ValueError if it is damaged."""
 
-    def __init__(self, path: str, data: bytes) -> None:
+    def __init__(self, path: str, stream: BinaryIO) -> None:
         from elftools.common.exceptions import ELFError
         from elftools.elf.elffile import ELFFile
 
         self.path = path
+        self._size = stream.seek(0, 2)
         try:
-            file = ELFFile(io.BytesIO(data))
+            file = ELFFile(stream)
             self.machine = str(file.header.e_machine)
             self.bits = int(file.elfclass)
             self.kind = str(file.header.e_type)
             self.float_abi = _float_abi(self.machine, int(file.header.e_flags), self.kind)
-            self._segments(file, data)
-        except (ELFError, AssertionError, KeyError, IndexError, AttributeError, UnicodeDecodeError) as error:
+            self._segments(file, stream)
+        except _PYELFTOOLS_RAISES as error:
             raise ValueError(f"pyelftools cannot read it: {error}") from error
-        if self.interpreter and not self.machine:
-            raise ValueError("no machine")
+        except ELFError as error:
+            raise ValueError(f"pyelftools cannot read it: {error}") from error
 
-    def _segments(self, file: Any, data: bytes) -> None:
+    def _segments(self, file: Any, stream: BinaryIO) -> None:
         self.interpreter = ""
         self.needed: list[str] = []
         self.search: list[str] = []
         self.soname = ""
         self.is_dynamic = self.has_relro = self.binds_now = self.is_pie = False
         self.stack_is_executable = False
+        self.code_bytes = 0
         has_stack_note = False
         strings = b""
+        header = file.header
+        if header.e_phnum > _MAX_SEGMENTS or (header.e_phnum and header.e_phentsize not in {32, 56}):
+            raise ValueError(f"{header.e_phnum} segments of {header.e_phentsize} bytes")
         for segment in file.iter_segments():
             kind = segment.header.p_type
-            if segment.header.p_offset + segment.header.p_filesz > len(data):
+            if segment.header.p_offset + segment.header.p_filesz > self._size:
                 raise ValueError("the file is cut off")
-            if kind == "PT_INTERP":
+            if kind == "PT_LOAD" and segment.header.p_flags & 1:
+                self.code_bytes += segment.header.p_filesz
+            elif kind == "PT_INTERP":
+                if segment.header.p_filesz > 4096:
+                    raise ValueError("the name of its loader does not end")
                 self.interpreter = str(segment.get_interp_name())
             elif kind == "PT_GNU_RELRO":
                 self.has_relro = True
@@ -69,35 +94,49 @@ class Elf:
                 self.stack_is_executable = bool(segment.header.p_flags & 1)
             elif kind == "PT_DYNAMIC":
                 self.is_dynamic = True
-                strings = self._dynamic(file, segment, data)
+                strings = self._dynamic(file, segment, stream)
         if self.is_dynamic and not has_stack_note and self.machine != "EM_AARCH64":
             self.stack_is_executable = True  # Linux's default for files without the note, except on arm64
         self.has_canary = bool(_CANARY.search(strings))
-        self.fills_buffers = bool(_FILLS_BUFFERS.search(strings))
+        self.should_have_canary = (
+            self.is_dynamic
+            and self.code_bytes >= _MUCH_CODE_BYTES
+            and (self.has_canary or not _is_of_other_language(stream))
+        )
 
-    def _dynamic(self, file: Any, segment: Any, data: bytes) -> bytes:
+    def _dynamic(self, file: Any, segment: Any, stream: BinaryIO) -> bytes:
         """Take what the dynamic section says; its string table."""
+        named: list[tuple[str, int]] = []
         table = size = 0
-        for tag in segment.iter_tags():
-            name = tag.entry.d_tag
-            if name == "DT_NEEDED":
-                self.needed.append(str(tag.needed))
-            elif name in {"DT_RPATH", "DT_RUNPATH"}:
-                text = str(tag.rpath if name == "DT_RPATH" else tag.runpath)
-                self.search += [part for part in text.split(":") if part or text]
-            elif name == "DT_SONAME":
-                self.soname = str(tag.soname)
-            elif name == "DT_BIND_NOW" or (name == "DT_FLAGS" and tag.entry.d_val & 8):
+        for count, tag in enumerate(segment.iter_tags()):
+            name, value = tag.entry.d_tag, tag.entry.d_val
+            if count > _MAX_TAGS:
+                raise ValueError("its dynamic section does not end")
+            if name in {"DT_NEEDED", "DT_RPATH", "DT_RUNPATH", "DT_SONAME"}:
+                named.append((name, value))
+            elif name == "DT_BIND_NOW" or (name == "DT_FLAGS" and value & 8):
                 self.binds_now = True
             elif name == "DT_FLAGS_1":
-                self.binds_now = self.binds_now or bool(tag.entry.d_val & 1)
-                self.is_pie = bool(tag.entry.d_val & 0x08000000)
+                self.binds_now = self.binds_now or bool(value & 1)
+                self.is_pie = bool(value & 0x08000000)
             elif name == "DT_STRTAB":
-                table = tag.entry.d_val
+                table = value
             elif name == "DT_STRSZ":
-                size = tag.entry.d_val
+                size = value
         offsets = list(file.address_offsets(table)) if table else []
-        return data[offsets[0] : offsets[0] + size] if offsets else b""
+        if not offsets or size > _MAX_STRINGS_BYTES:
+            raise ValueError("its dynamic section has no strings")
+        stream.seek(offsets[0])
+        strings = stream.read(size)
+        for name, at in named:
+            text = strings[at : at + 4096].split(b"\0")[0].decode(errors="backslashreplace")
+            if name == "DT_NEEDED":
+                self.needed.append(text)
+            elif name == "DT_SONAME":
+                self.soname = text
+            else:
+                self.search += [part for part in text.split(":") if part or text]
+        return strings
 
     @property
     def is_program(self) -> bool:
@@ -131,6 +170,17 @@ class Elf:
         }
 
 
+def _is_of_other_language(stream: BinaryIO) -> bool:
+    """Go and Rust say so somewhere in the file."""
+    stream.seek(0)
+    before = b""
+    while piece := stream.read(1 << 20):
+        if any(mark in before + piece for mark in _OTHER_LANGUAGES):
+            return True
+        before = piece[-32:]
+    return False
+
+
 def _float_abi(machine: str, flags: int, kind: str) -> str:
     if machine != "EM_ARM" or kind == "ET_REL":
         return ""
@@ -147,21 +197,25 @@ def section(subject: Subject) -> dict[str, object] | None:
         return None
     architecture = subject.board.architecture or _most(files)
     libraries = _Libraries(root, files)
+    packages = Packages(root)
     for file in files.values():
         if not _check_machine(subject.findings, file, architecture):
             continue
         libraries.check(subject.findings, file)
         if file.is_runnable:
-            _check_hardening(subject.findings, file)
-    packages = Packages(root)
-    sizes: Counter[str] = Counter()
-    for path in files:
-        sizes[packages.owner(path)] += root.entries[path].size
+            hardening.check(subject.findings, file)
+    of_package: dict[str, list[Elf]] = {}
+    for path, file in files.items():
+        of_package.setdefault(packages.owner(path), []).append(file)
+    hardening.check_canaries(subject.findings, files.values())
+    sizes = {name: sum(root.entries[file.path].size for file in group) for name, group in of_package.items()}
+    order = sorted(sizes, key=lambda name: (-sizes[name], name))
     return {
         "architecture": architecture,
         "packages_from": packages.source,
-        "size_by_package": dict(sizes.most_common()),
-        "hardening": _hardening(files),
+        "size_by_package": {name: sizes[name] for name in order},
+        "hardening": hardening.summary(files.values()),
+        "hardening_by_package": {name: hardening.summary(of_package[name]) for name in order},
         "files": {path: file.document() for path, file in files.items()},
     }
 
@@ -173,7 +227,7 @@ def read_all(root: Tree, findings: Findings) -> dict[str, Elf]:
         if not _is_elf(root, entry) or _APART.match(path):
             continue
         try:
-            file = Elf(path, root.content(entry, 1 << 30))
+            file = Elf(path, root.open(entry))
         except ValueError as error:
             findings.add("elf-damaged", path, str(error))
             continue
@@ -270,33 +324,3 @@ class _Libraries:
             )
         else:
             findings.add("missing-library", file.path, name)
-
-
-def _check_hardening(findings: Findings, file: Elf) -> None:
-    if file.kind == "ET_EXEC":
-        findings.add("not-pie", file.path, "always at the same place in memory")
-    if file.is_dynamic and not file.has_relro:
-        findings.add("no-relro", file.path, "its relocation tables stay writable")
-    if (
-        file.is_dynamic
-        and file.fills_buffers
-        and not file.has_canary
-        and not file.path.startswith("/lib/ld-")
-    ):
-        findings.add("no-canary", file.path, "it fills buffers, and nothing guards the stack")
-    if file.stack_is_executable:
-        findings.add("executable-stack", file.path, "its stack can be executed")
-
-
-def _hardening(files: dict[str, Elf]) -> dict[str, str]:
-    """How many of how many."""
-    programs = [file for file in files.values() if file.is_program]
-    dynamic = [file for file in files.values() if file.is_dynamic]
-    runnable = [file for file in files.values() if file.is_runnable]
-    return {
-        "PIE": f"{sum(file.kind == 'ET_DYN' for file in programs)} of {len(programs)} programs",
-        "RELRO": f"{sum(file.has_relro for file in dynamic)} of {len(dynamic)}",
-        "RELRO, full": f"{sum(file.has_relro and file.binds_now for file in dynamic)} of {len(dynamic)}",
-        "stack canary": f"{sum(file.has_canary for file in dynamic)} of {len(dynamic)}",
-        "NX": f"{sum(not file.stack_is_executable for file in runnable)} of {len(runnable)}",
-    }

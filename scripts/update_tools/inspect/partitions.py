@@ -6,8 +6,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from .ext4 import Ext4Tree
-from .tree import InspectError
 from .units import mib
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ def section(subject: Subject) -> dict[str, object] | None:
     for partition in disk.partitions:
         document = partition.document()
         document["role"] = role(subject, partition)
-        document["filesystem_bytes"] = _check_filesystem(subject, disk, partition)
+        document["filesystem_bytes"] = _check_filesystem(subject, partition)
         rows.append(document)
     return {"scheme": disk.scheme, "id": disk.identifier, "size_bytes": disk.size, "partitions": rows}
 
@@ -105,15 +103,12 @@ def _check_labels(subject: Subject, disk: Disk) -> None:
         seen.setdefault(label, partition.number)
 
 
-def _check_filesystem(subject: Subject, disk: Disk, partition: Partition) -> int | None:
-    """Size of its file system, if that is one of ext4."""
-    if partition.filesystem != "ext4" or partition.end > disk.size:
+def _check_filesystem(subject: Subject, partition: Partition) -> int | None:
+    """Size of its file system, if that is one of ext4 and was read."""
+    tree = subject.filesystems.get(partition.number)
+    if tree is None:
         return None
     where = f"partition {partition.number}"
-    try:
-        tree = Ext4Tree(disk.image, partition.start, where)
-    except InspectError:
-        return None  # found before
     if tree.size_bytes > partition.size:
         subject.findings.add(
             "filesystem-too-large", where, f"{mib(tree.size_bytes)} in a partition of {mib(partition.size)}"

@@ -42,21 +42,22 @@ class _Script:
 
 
 def section(subject: Subject) -> dict[str, object] | None:
-    """Scripts in the order in which they run, hooks by the point at which they hold."""
+    """Scripts in the order in which they run, what never will, and hooks by the point at which they hold."""
     found = _of_image(subject) + _of_artifact(subject)
-    for script in found:
-        _check_script(subject, script)
+    never = [(script, why) for script in found if (why := _check_script(subject, script))]
+    idle = {id(script) for script, _ in never}
     rows = [
         {"state": state.name, "action": action, "script": script.name, "from": script.origin}
         for state in STATES
-        for action, letters in _ACTIONS.items()
+        for action in ("Enter", "Leave", "Error")
         for script in sorted(found, key=lambda script: os.fsencode(script.name))
-        if set(letters) & set(state.hooks)
-        and agent_scripts.parse_name(script.name) == (state.name, action)
-        and script.origin == state.scripts
+        if id(script) not in idle and agent_scripts.parse_name(script.name) == (state.name, action)
     ]
+    unreachable = [{"script": script.where, "why": why} for script, why in never]
     held = _hooks(subject)
-    return {"scripts": rows, "hooks": held} if rows or held else None
+    if not (rows or unreachable or held):
+        return None
+    return {"scripts": rows, "never_run": unreachable, "hooks": held}
 
 
 def _of_image(subject: Subject) -> list[_Script]:
@@ -82,27 +83,29 @@ def _of_artifact(subject: Subject) -> list[_Script]:
     return [_Script(name, ARTIFACT, f"artifact: {name}", data, None) for name, data in scripts]
 
 
-def _check_script(subject: Subject, script: _Script) -> None:
+def _check_script(subject: Subject, script: _Script) -> str:
+    """Add what is wrong with a script; why it will never run, or nothing."""
     findings = subject.findings
     parsed = agent_scripts.parse_name(script.name)
     if parsed is None:
-        why = (
-            "looks like a state script, but is not named as one"
-            if _NEARLY.match(script.name)
-            else "never run"
-        )
+        nearly = "it looks like a state script, but is not named as one"
+        why = nearly if _NEARLY.match(script.name) else "its name is none of a state script"
         findings.add("script-bad-name", script.where, why)
-        return
+        return why
+    why = ""
     state, action = STATE_BY_NAME[parsed[0]], parsed[1]
     if state.scripts != script.origin:
-        findings.add(
-            "script-unreachable", script.where, f"scripts of {state.name} are run from the {state.scripts}"
-        )
+        why = f"scripts of {state.name} are run from the {state.scripts}"
+        findings.add("script-unreachable", script.where, why)
     elif not set(_ACTIONS[action]) & set(state.hooks):
-        findings.add("script-no-such-hook", script.where, f"{state.name} has no {action}")
+        why = f"{state.name} has no {action}"
+        findings.add("script-no-such-hook", script.where, why)
     if script.entry is not None:
         _check_rights(findings, script, script.entry, subject.root)
+        if not script.entry.is_executable:
+            why = why or "it is not executable"
     _check_start(findings, script, subject.root)
+    return why
 
 
 def _check_rights(findings: Findings, script: _Script, entry: Entry, root: Tree | None) -> None:
@@ -141,6 +144,11 @@ def _hooks(subject: Subject) -> list[dict[str, object]]:
     root = subject.root
     if root is None or not any(root.find(directory) for directory in HOOKS):
         return []
+    for directory in HOOKS:
+        for name in root.names(directory):
+            if not name.endswith(".json"):
+                where = f"{directory}/{name}"
+                subject.findings.add("hook-bad-name", where, "the agent reads only names that end in .json")
     with tempfile.TemporaryDirectory() as scratch:
         copies = [
             _copy(root, directory, Path(scratch, str(number))) for number, directory in enumerate(HOOKS)
@@ -170,6 +178,8 @@ def _hooks(subject: Subject) -> list[dict[str, object]]:
 def _copy(root: Tree, directory: str, target: Path) -> Path:
     target.mkdir()
     for name in root.names(directory):
+        if not name.endswith(".json"):
+            continue
         link = root.find(f"{directory}/{name}", follow=False)
         if link is not None and link.is_link and link.target == os.devnull:
             (target / name).symlink_to(os.devnull)  # switches the hook of the other directory off

@@ -17,12 +17,11 @@ from typing import IO, TYPE_CHECKING
 from update_agent.artifact import Reader
 from update_agent.errors import ArtifactError
 
-from . import ext4
-from .disk import Disk, at
+from .disk import Disk, at, identify
 from .tree import DirectoryTree, InspectError, Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 
     from update_agent.header import Header
@@ -34,31 +33,65 @@ if TYPE_CHECKING:
 
 
 _CHUNK = 1 << 20
+_PACKED_BYTES = 16 << 10  # zeros become 10,000 times as much
+_LARGEST_BYTES = 256 << 30  # no card is larger; what is, was made to fill a disk
 _MEMORY_LIMIT_BYTES = 1 << 30
+_HEAD = 1  # of a payload that is not looked into: one chunk
 
 
-def _zstd(file: IO[bytes]) -> Readable:
-    import zstandard
+class _Zstd:
+    """zstandard's own reader takes a file that is cut off for a shorter one."""
 
-    return zstandard.ZstdDecompressor(max_window_size=1 << 30).stream_reader(file, read_across_frames=True)
+    def __init__(self, file: IO[bytes]) -> None:
+        import zstandard
+
+        self._file = file
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 30)
+        self._frame = self._decompressor.decompressobj()
+        self._rest = b""
+
+    def read(self, n: int, /) -> bytes:
+        while True:
+            packed = self._rest or self._file.read(_PACKED_BYTES)
+            self._rest = b""
+            if self._frame.eof and packed:
+                self._frame = self._decompressor.decompressobj()
+            elif not packed:
+                if not self._frame.eof:
+                    raise EOFError("it ends in the middle")
+                return b""
+            found = self._frame.decompress(packed)
+            self._rest = self._frame.unused_data
+            if found:
+                return found
 
 
 _DECOMPRESSORS: tuple[tuple[bytes, str, Callable[[IO[bytes]], Readable]], ...] = (
     (b"BZh", "bzip2", bz2.BZ2File),
-    (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
+    (b"\x28\xb5\x2f\xfd", "zstd", _Zstd),
     (b"\xfd7zXZ\0", "xz", lzma.LZMAFile),
     (b"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=file)),
 )
 
 
 class Artifact:
-    """An artifact: header, payload files with their sizes; `damage` tells why a device refuses it."""
+    """An artifact: header, payload files with their sizes; `damage` tells why a device refuses it.
 
-    def __init__(self, header: Header, compression: str, files: dict[str, int], damage: str) -> None:
+    `filesystem` is what the payload of a rootfs-image is, as `disk.identify` calls it.
+    """
+
+    def __init__(self, header: Header, compression: str) -> None:
         self.header = header
         self.compression = compression
-        self.files = files
-        self.damage = damage
+        self.files: dict[str, int] = {}
+        self.damage = ""
+        self.filesystem = ""
+        self.manifest = self.signature = b""
+
+    def take_signature(self, manifest: bytes, signature: bytes, keys: Sequence[str]) -> str:
+        """Keep what is signed and the signature, to be checked with the keys of an image."""
+        self.manifest, self.signature = manifest, signature
+        return keys[0]
 
     @property
     def payload_bytes(self) -> int:
@@ -69,7 +102,7 @@ class Artifact:
 class Source:
     """What was opened: `kind` is disk, filesystem, directory or artifact; the rest as far as it exists.
 
-    `root` is a tree, or None when its file system is of a kind that is not read here.
+    `image` is an ext4 file system that was opened alone, or came out of an artifact.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
@@ -79,7 +112,7 @@ class Source:
         self.disk: Disk | None = None
         self.root: Tree | None = None
         self.artifact: Artifact | None = None
-        self.image: IO[bytes] | None = None  # of a root file system
+        self.image: IO[bytes] | None = None
 
 
 class Opener:
@@ -145,12 +178,12 @@ class Opener:
         return target
 
     def _image(self, path: Path, file: IO[bytes]) -> Source:
-        head = at(file, 0, 2048)
-        if head[ext4.MAGIC_OFFSET : ext4.MAGIC_OFFSET + 2] == ext4.MAGIC:
+        kind, _ = identify(file, 0)
+        if kind == "ext4":
             source = Source(path, "filesystem")
-            source.root, source.image = ext4.Ext4Tree(file, 0, path.name), file
+            source.image = file
             return source
-        if head[510:512] == b"\x55\xaa" and head[54:57] != b"FAT" and head[82:85] != b"FAT":
+        if kind == "other" and at(file, 510, 2) == b"\x55\xaa":
             source = Source(path, "disk")
             source.disk = Disk(file, path.name)
             return source
@@ -162,23 +195,29 @@ class Opener:
     def _artifact(self, path: Path, file: IO[bytes], payload: bool) -> Source:
         source = Source(path, "artifact")
         reader = Reader(file, memory_limit_bytes=_MEMORY_LIMIT_BYTES)  # not even a header: an error of input
-        sizes: dict[str, int] = {}
-        damage = ""
+        artifact = source.artifact = Artifact(reader.header, reader.compression)
+        if reader.header.signed:
+            file.seek(0)
+            Reader(file, verify_keys=["-"], verify=artifact.take_signature)
+            file.seek(0)
+            reader = Reader(file, memory_limit_bytes=_MEMORY_LIMIT_BYTES)
+        limit = _LARGEST_BYTES if payload else _HEAD
+        is_root = reader.header.payload_type == "rootfs-image"
         image: IO[bytes] | None = None
         try:
             for member in reader.files():
-                sizes[member.name] = member.size
-                if payload and reader.header.payload_type == "rootfs-image":
+                artifact.files[member.name] = member.size
+                if member.size > _LARGEST_BYTES:
+                    raise ArtifactError(f"{member.name} has {member.size} bytes")
+                if is_root:
                     image = self._stack.enter_context(self.scratch("payload").open("w+b"))
-                    copy_sparse(member, image, self._progress)
+                    copy_sparse(member, image, self._progress, limit_bytes=limit)
         except ArtifactError as error:
-            damage = str(error)
-        source.artifact = Artifact(reader.header, reader.compression, sizes, damage)
-        if image is not None and not damage:
-            head = at(image, 0, 2048)
-            source.image = image
-            if head[ext4.MAGIC_OFFSET : ext4.MAGIC_OFFSET + 2] == ext4.MAGIC:
-                source.root = ext4.Ext4Tree(image, 0, f"{path.name}: payload")
+            artifact.damage = str(error)
+        if image is not None and not artifact.damage:
+            artifact.filesystem, _ = identify(image, 0)
+            if payload and artifact.filesystem == "ext4":
+                source.image = image
         return source
 
 
@@ -186,14 +225,22 @@ def _cannot_unpack(path: Path, error: Exception) -> InspectError:
     return InspectError(f"cannot unpack {path}: {error}", hint="is the download complete?")
 
 
-def copy_sparse(source: Readable, target: IO[bytes], progress: Callable[[int], object]) -> None:
-    """Copy a stream to a file; zeros become holes."""
+def copy_sparse(
+    source: Readable,
+    target: IO[bytes],
+    progress: Callable[[int], object],
+    *,
+    limit_bytes: int = _LARGEST_BYTES,
+) -> None:
+    """Copy a stream to a file; zeros become holes. Stops at the limit. Raises ValueError for a monster."""
     size = 0
-    while chunk := source.read(_CHUNK):
+    while size < limit_bytes and (chunk := source.read(_CHUNK)):
         if chunk.strip(b"\0"):
             target.seek(size)
             target.write(chunk)
         size += len(chunk)
         progress(len(chunk))
+    if size >= _LARGEST_BYTES:
+        raise ValueError(f"it unpacks to more than {_LARGEST_BYTES >> 30} GiB")
     target.truncate(size)
     target.flush()

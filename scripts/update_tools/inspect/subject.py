@@ -4,25 +4,28 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from update_agent.config import Config
 from update_agent.errors import ConfigError
 from update_agent.lean import json
-from update_tools.bench.tools import run
 
 from .boards import Board
 from .ext4 import Ext4Tree
-from .tree import DirectoryTree, InspectError, Tree
+from .fat import FatTree
+from .tree import InspectError, Tree
 
 if TYPE_CHECKING:
     from .disk import Disk, Partition
     from .findings import Findings
-    from .source import Artifact, Opener, Source
+    from .source import Artifact, Source
 
 CONFIG = "/etc/mender/mender.conf"
 STORE = "/var/lib/mender"
+_SHOWN = 5
 _PARTITION = re.compile(r"(/dev/(?:mmcblk\d+|nvme\d+n\d+|loop\d+|nbd\d+|sd[a-z]+|vd[a-z]+))p?(\d+)")
+
+_Found = TypeVar("_Found", Ext4Tree, FatTree)
 
 
 class Slot:
@@ -48,6 +51,7 @@ class Subject:
         self.boot: Tree | None = None
         self.data: Tree | None = None
         self.data_partition: Partition | None = None
+        self.filesystems: dict[int, Ext4Tree] = {}  # by partition
         self.config: Config | None = None
         self.config_document: dict[str, object] = {}
         self.artifact: Artifact | None = source.artifact
@@ -84,16 +88,16 @@ class Subject:
         return None if data is None else data.decode(errors="replace")
 
 
-def look(source: Source, opener: Opener, findings: Findings) -> Subject:
+def look(source: Source, findings: Findings) -> Subject:
     """Read all trees of a source and the agent's configuration."""
     subject = Subject(source, findings)
     disk = source.disk
     if disk is not None:
         for partition in disk.partitions:
-            if partition.filesystem == "ext4" and partition.end <= disk.size:
-                _add_tree(subject, disk, partition)
-            elif partition.filesystem == "vfat" and subject.boot is None:
-                subject.boot = fat(disk, partition, opener)
+            _add_tree(subject, disk, partition)
+    elif source.image is not None:
+        name = "payload" if source.kind == "artifact" else source.path.name
+        subject.root = _tree(subject, Ext4Tree, source.image, 0, name)
     if subject.root is not None:
         _read_config(subject, subject.root)
     if disk is not None and subject.root is not None:
@@ -101,41 +105,62 @@ def look(source: Source, opener: Opener, findings: Findings) -> Subject:
     return subject
 
 
+def finish(subject: Subject) -> None:
+    """Tell what could not be read, when all that was wanted is known."""
+    unreadable = subject.root.unreadable if subject.root else {}
+    if unreadable:
+        shown = [f"{path} ({why})" for path, why in sorted(unreadable.items())[:_SHOWN]]
+        more = f" and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
+        subject.findings.add(
+            "file-unreadable", f"{len(unreadable)} files or directories", ", ".join(shown) + more
+        )
+
+
 def _add_tree(subject: Subject, disk: Disk, partition: Partition) -> None:
     """The first file system with /etc is the root; any other ext4 that follows may be the data."""
-    try:
-        tree = Ext4Tree(disk.image, partition.start, f"partition {partition.number}")
-    except InspectError as error:
-        subject.findings.add("filesystem-damaged", f"partition {partition.number}", error.message)
+    name = f"partition {partition.number}"
+    if partition.filesystem == "vfat" and subject.boot is None:
+        subject.boot = _tree(subject, FatTree, disk.image, partition.start, name)
+    if partition.filesystem != "ext4":
         return
+    tree = _tree(subject, Ext4Tree, disk.image, partition.start, name)
+    if tree is None:
+        return
+    subject.filesystems[partition.number] = tree
     if subject.root is None and tree.find("/etc") is not None and tree.find("/usr") is not None:
         subject.root = tree
     elif tree.find("/usr") is None:
         subject.data, subject.data_partition = tree, partition
 
 
+def _tree(subject: Subject, kind: type[_Found], image: IO[bytes], start: int, name: str) -> _Found | None:
+    """A file system; what of it cannot be read is told, once."""
+    try:
+        tree = kind(image, start, name)
+    except InspectError as error:
+        subject.findings.add("filesystem-damaged", name, error.message)
+        return None
+    for path, why in tree.damage[:_SHOWN]:
+        subject.findings.add("filesystem-damaged", f"{name}: {path}", why)
+    if more := tree.damage[_SHOWN:]:
+        subject.findings.add("filesystem-damaged", name, f"{len(more)} more files cannot be read")
+    return tree
+
+
 def _find_data(subject: Subject, disk: Disk) -> None:
     """The partition that fstab mounts at /data, if it says one by its number."""
     root = subject.root
+    cards = {slot.disk for slot in subject.slots if slot.disk}
     for fields in fstab(root) if root else []:
         match = _PARTITION.fullmatch(fields[0])
-        if fields[1] == "/data" and match and (partition := disk.partition(int(match[2]))):
-            subject.data_partition = partition
+        if fields[1] == "/data" and match and (not cards or match[1] in cards):
+            subject.data_partition = disk.partition(int(match[2])) or subject.data_partition
 
 
 def fstab(root: Tree) -> list[list[str]]:
     """Fields of the lines of /etc/fstab."""
     lines = (line.split() for line in (root.text("/etc/fstab") or "").splitlines())
     return [fields for fields in lines if len(fields) >= 3 and not fields[0].startswith("#")]
-
-
-def fat(disk: Disk, partition: Partition, opener: Opener) -> Tree:
-    """Files of a FAT partition, copied out by mtools."""
-    target = opener.scratch("boot")
-    target.mkdir()
-    image = f"{disk.image.name}@@{partition.start}"
-    run(["mcopy", "-s", "-n", "-Q", "-i", image, "::/*", target], env={"MTOOLS_SKIP_CHECK": "1"})
-    return DirectoryTree(target, f"partition {partition.number}")
 
 
 def _read_config(subject: Subject, root: Tree) -> None:

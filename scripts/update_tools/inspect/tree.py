@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from typing_extensions import Buffer
+
 _MAX_LINKS = 40  # as Linux
+_BUFFER_BYTES = 16 << 10
+_KERNEL_S = ("dev", "proc", "run", "sys")
 
 
 class InspectError(UpdateError):
@@ -57,15 +62,28 @@ class Entry:
 
 
 class Tree(ABC):
-    """Base of all trees. `entries` holds every file by its absolute path, "/" included."""
+    """Base of all trees. `entries` holds every file by its absolute path, "/" included.
+
+    `unreadable` tells what this user may not look into: pairs of path and reason.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.entries: dict[str, Entry] = {}
+        self.unreadable: dict[str, str] = {}
+        self._names: dict[str, list[str]] | None = None  # by directory, once they are asked for
 
     @abstractmethod
+    def at(self, entry: Entry, position: int, size: int) -> bytes:
+        """Bytes of a regular file; fewer at its end, none of one that cannot be read."""
+
     def content(self, entry: Entry, limit_bytes: int) -> bytes:
         """The first bytes of a regular file."""
+        return self.at(entry, 0, limit_bytes)
+
+    def open(self, entry: Entry) -> io.BufferedReader:
+        """A regular file to seek in and read from, piece by piece."""
+        return io.BufferedReader(_Reader(self, entry), _BUFFER_BYTES)
 
     def find(self, path: str, *, follow: bool = True) -> Entry | None:
         """The file at a path, links followed inside the tree, the last one only if `follow`."""
@@ -94,9 +112,10 @@ class Tree(ABC):
         return self.entries.get(at)
 
     def read(self, path: str, *, limit_bytes: int = 64 << 20) -> bytes | None:
-        """Content of a regular file, links followed; None if there is none."""
+        """Content of a regular file, links followed; None if there is none, or it cannot be read."""
         entry = self.find(path)
-        return self.content(entry, limit_bytes) if entry is not None and entry.is_file else None
+        data = self.content(entry, limit_bytes) if entry is not None and entry.is_file else None
+        return None if entry is not None and entry.path in self.unreadable else data
 
     def text(self, path: str) -> str | None:
         """A small file as text; None if there is none."""
@@ -114,11 +133,43 @@ class Tree(ABC):
     def names(self, directory: str) -> list[str]:
         """Names in a directory, in the byte order in which the agent takes them."""
         top = self.find(directory)
-        if top is None:
-            return []
-        depth = len(top.path.rstrip("/")) + 1
-        found = {entry.path[depth:] for entry in self.below(directory)}
-        return sorted((name for name in found if "/" not in name), key=os.fsencode)
+        if self._names is None:
+            self._names = {}
+            for path in self.entries:
+                parent, _, name = path.rpartition("/")
+                if name:
+                    self._names.setdefault(parent or "/", []).append(name)
+        return sorted(self._names.get(top.path, ()), key=os.fsencode) if top else []
+
+
+class _Reader(io.RawIOBase):
+    """A file of a tree as Python's file."""
+
+    def __init__(self, tree: Tree, entry: Entry) -> None:
+        self._tree = tree
+        self._entry = entry
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._entry.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer)
+        data = self._tree.at(self._entry, self._position, len(view))
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 class DirectoryTree(Tree):
@@ -127,23 +178,39 @@ class DirectoryTree(Tree):
     def __init__(self, top: Path, name: str = "") -> None:
         super().__init__(name or str(top))
         self.top = top
-        self._add("/", top)
-        for here, directories, files in os.walk(top):
+        self._add("/", str(top))
+        device = os.lstat(top).st_dev
+        for here, directories, files in os.walk(top, onerror=self._refused):
             for found in (*directories, *files):
                 path = os.path.join(here, found)
-                self._add("/" + os.path.relpath(path, top), path)
+                self._add(self._inside(path), path)
+            if here == str(top):  # a running system: what the kernel makes up is not of the image
+                directories[:] = [
+                    name
+                    for name in directories
+                    if name not in _KERNEL_S or os.lstat(os.path.join(top, name)).st_dev == device
+                ]
 
-    def _add(self, path: str, host: str | Path) -> None:
-        info = os.lstat(host)
-        target = os.readlink(host) if stat.S_ISLNK(info.st_mode) else ""
+    def _inside(self, host: str) -> str:
+        return "/" + os.path.relpath(host, self.top)
+
+    def _add(self, path: str, host: str) -> None:
+        try:
+            info = os.lstat(host)
+            target = os.readlink(host) if stat.S_ISLNK(info.st_mode) else ""
+        except OSError as error:
+            self._refused(error)
+            return
         self.entries[path] = Entry(path, info.st_mode, info.st_uid, info.st_gid, info.st_size, target)
 
-    def content(self, entry: Entry, limit_bytes: int) -> bytes:
-        path = os.path.join(self.top, entry.path.lstrip("/"))
+    def _refused(self, error: OSError) -> None:
+        self.unreadable[self._inside(os.fsdecode(error.filename))] = error.strerror or str(error)
+
+    def at(self, entry: Entry, position: int, size: int) -> bytes:
         try:
-            with open(path, "rb") as file:
-                return file.read(limit_bytes)
+            with open(os.path.join(self.top, entry.path.lstrip("/")), "rb") as file:
+                file.seek(position)
+                return file.read(size)
         except OSError as error:
-            raise InspectError(
-                f"cannot read {path}: {error.strerror}", hint="a tree of another user? run it as that user"
-            ) from error
+            self._refused(error)
+            return b""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 FW_ENV = "/etc/fw_env.config"
+_CARD = re.compile(r"/dev/(mmcblk\d+|nvme\d+n\d+|sd[a-z]+|vd[a-z]+)")
+_LARGEST_BYTES = 1 << 20  # U-Boot's have 8 to 256 KiB
 _NEEDED = (
     "mender_boot_part",
     "mender_boot_part_hex",
@@ -53,6 +56,8 @@ def parse(text: str) -> list[Place]:
             places.append(Place(fields[0], int(fields[1], 0), int(fields[2], 0)))
         except ValueError:
             raise ValueError(f"not a number: {line.strip()}") from None
+        if places[-1].offset < 0 or not 16 <= places[-1].size <= _LARGEST_BYTES:
+            raise ValueError(f"an impossible offset or size: {line.strip()}")
     if not 1 <= len(places) <= 2:
         raise ValueError(f"{len(places)} lines, not one or two")
     return places
@@ -74,16 +79,22 @@ def section(subject: Subject) -> dict[str, object] | None:
         return None
     _check_places(subject, places)
     document: dict[str, object] = {"places": [place.document() for place in places]}
-    if subject.disk is not None and all(place.device.startswith("/dev/") for place in places):
+    if subject.disk is not None and all(_is_on_card(subject, place) for place in places):
         document.update(_read(subject, subject.disk, places))
     return document
+
+
+def _is_on_card(subject: Subject, place: Place) -> bool:
+    """The boot partitions of eMMC, flash and files are not at an offset of this image."""
+    disks = {slot.disk for slot in subject.slots if slot.disk}
+    return place.device in disks if disks else bool(_CARD.fullmatch(place.device))
 
 
 def _check_places(subject: Subject, places: list[Place]) -> None:
     findings = subject.findings
     disks = {slot.disk for slot in subject.slots if slot.disk}
     for place in places:
-        if disks and place.device.startswith("/dev/mmcblk") and place.device not in disks:
+        if disks and _CARD.fullmatch(place.device) and place.device not in disks:
             findings.add(
                 "fw-env-other-device", FW_ENV, f"{place.device}, but the slots are on {', '.join(disks)}"
             )
@@ -91,7 +102,7 @@ def _check_places(subject: Subject, places: list[Place]) -> None:
         findings.add("env-not-redundant", FW_ENV, "one copy")
     else:
         first, second = sorted(places, key=lambda place: place.offset)
-        if first.device == second.device and first.offset + first.size > second.offset:
+        if _overlap(places):
             findings.add(
                 "env-copies-overlap",
                 FW_ENV,
@@ -116,8 +127,9 @@ def _hex(numbers: set[int]) -> str:
 
 
 def _read(subject: Subject, disk: Disk, places: list[Place]) -> dict[str, object]:
-    for place in places:
-        _check_room(subject, disk, place)
+    is_free = [_check_room(subject, disk, place) for place in places]
+    if not all(is_free) or _overlap(places):
+        return {}  # whatever is there, it is not the environment alone
     copies = [
         Copy(place.offset, at(disk.image, place.offset, place.size).ljust(8, b"\0")) for place in places
     ]
@@ -156,7 +168,13 @@ def _read_single(subject: Subject, disk: Disk, place: Place) -> dict[str, object
     return {"copies": [row], "variables": values or {}}
 
 
-def _check_room(subject: Subject, disk: Disk, place: Place) -> None:
+def _overlap(places: list[Place]) -> bool:
+    first, second = sorted((places[0], places[-1]), key=lambda place: place.offset)
+    return first is not second and first.device == second.device and first.offset + first.size > second.offset
+
+
+def _check_room(subject: Subject, disk: Disk, place: Place) -> bool:
+    is_free = True
     for partition in disk.partitions:
         if place.offset < partition.end and partition.start < place.offset + place.size:
             subject.findings.add(
@@ -165,11 +183,14 @@ def _check_room(subject: Subject, disk: Disk, place: Place) -> None:
                 f"{place.size:#x} bytes reach into partition {partition.number}, "
                 f"{partition.start:#x} to {partition.end:#x}",
             )
+            is_free = False
     reserved = 34 * 512 if disk.scheme == "gpt" else 512
     if place.offset < reserved:
         subject.findings.add(
             "env-overlaps-table", f"environment at {place.offset:#x}", "it lies on the partition table"
         )
+        is_free = False
+    return is_free
 
 
 def _check_values(subject: Subject, disk: Disk, places: list[Place], values: dict[str, str] | None) -> None:
@@ -186,6 +207,9 @@ def _check_values(subject: Subject, disk: Disk, places: list[Place], values: dic
         if name not in values:
             findings.add("env-variable-missing", name, "the environment on the card does not set it")
     numbers = {str(slot.number) for slot in subject.slots if slot.number}
+    limit = values.get("bootlimit", "")
+    if limit and not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= 8):
+        findings.add("env-no-fallback", "bootlimit", f"it is {limit}")
     part = values.get("mender_boot_part", "")
     if part and numbers and part not in numbers:
         findings.add(
