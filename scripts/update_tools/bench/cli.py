@@ -164,6 +164,7 @@ def torture(
     cuts: Annotated[int, typer.Option(min=1, help="How many power cuts.")] = 100,
     kind: Annotated[str, typer.Option(help=f"Kind of board: {', '.join(boards.BOARDS)}.")] = "virt64",
     seed: Annotated[int, typer.Option(help="The same seed plans the same cuts.")] = 1,
+    first: Annotated[int, typer.Option(min=1, help="Begin with this cut of the plan.")] = 1,
     directory: Annotated[
         Path | None, typer.Option("--dir", help="Where it happens, instead of build/torture/KIND-SEED.")
     ] = None,
@@ -176,5 +177,5 @@ def torture(
 
     boards.kind(kind)
     place = directory if directory is not None else REPOSITORY / f"build/torture/{kind}-{seed}"
-    if not torture_cli.run(place, kind=kind, seed=seed, cuts=cuts):
+    if not torture_cli.run(place, kind=kind, seed=seed, cuts=cuts, first=first):
         raise typer.Exit(1)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import plan
-from .run import Torture, write_report
+from .run import Torture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from .run import Result
 
 
-def run(folder: Path, *, kind: str, seed: int, cuts: int) -> bool:
-    """Play it in a folder that is emptied first, and say how it went. True: everything was as it must be."""
+def run(folder: Path, *, kind: str, seed: int, cuts: int, first: int = 1) -> bool:
+    """Play it in a folder that is emptied first, and say how it went. True: everything was as it must be.
+
+    An interrupt ends it with a summary of what was done.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     console = Console(highlight=False, soft_wrap=True)
@@ -29,13 +33,14 @@ def run(folder: Path, *, kind: str, seed: int, cuts: int) -> bool:
     def say(line: str) -> None:
         console.print(line, markup=False)
 
-    say(f"{kind}, {cuts} cuts, seed {seed}, in {folder}")
+    planned = plan.make(seed, cuts)[first - 1 :]
+    say(f"{kind}, {len(planned)} cuts, seed {seed}, in {folder}")
     torture = Torture(folder, kind, say)
-    results = torture.run(plan.make(seed, cuts))
-    write_report(folder / "report.jsonl", results)
-    console.print(summary(torture, results, cuts))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    results = torture.run(planned)
+    console.print(summary(torture, results, len(planned)))
     say(f"every cut: {folder / 'report.jsonl'}")
-    is_right = len(results) == cuts and not problems(torture, results)
+    is_right = len(results) == len(planned) and not problems(torture, results)
     if is_right:
         for file in (*folder.glob("*.ext4"), *folder.glob("*.mender")):
             file.unlink()

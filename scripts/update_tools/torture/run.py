@@ -125,12 +125,16 @@ class Torture:
         except UpdateError as error:  # the rest of the plan has nothing to stand on
             self.problems.append(Problem("stuck", str(error)))
             self.say(f"         {self.problems[-1]!r}")
+        except KeyboardInterrupt:
+            self.say("interrupted")
         return results
 
     def _cuts(self, cuts: Sequence[Cut], results: list[Result]) -> None:
         for cut in cuts:
             result = self._one(cut)
             results.append(result)
+            with open(self.folder / "report.jsonl", "a", encoding="utf-8") as report:
+                report.write(json.dumps(result.document()) + "\n")
             what = "; ".join(map(repr, result.problems)) or "ok"
             when = f"after {result.after_s:4.1f} s, {result.status}, other slot {result.slot}"
             again = "" if cut.again is None else ", again while it started"
@@ -295,8 +299,3 @@ class Torture:
 def _digest(file: Path) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def write_report(path: Path, results: Sequence[Result]) -> None:
-    """All cuts as lines of JSON."""
-    path.write_text("".join(json.dumps(result.document()) + "\n" for result in results))
