@@ -84,7 +84,9 @@ def load(path: str) -> Key:
             hint="it begins with BEGIN PUBLIC KEY; make it with openssl pkey -in private.key -pubout",
         )
     try:
-        kind = key_kind(binascii.a2b_base64(b"".join(pem[start + len(begin) : stop].split()), strict_mode=True))
+        kind = key_kind(
+            binascii.a2b_base64(b"".join(pem[start + len(begin) : stop].split()), strict_mode=True)
+        )
     except (ValueError, IndexError) as error:
         raise ArtifactError(f"verification key {path} is damaged: {error}") from error
     if not kind.isalnum():

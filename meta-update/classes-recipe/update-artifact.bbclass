@@ -11,9 +11,9 @@
 # The artifact carries the state scripts of UPDATE_STATE_SCRIPT_RECIPES that run from it, and no others: a
 # recipe taken off that list is gone from the next artifact. Needs INHERIT += "update".
 
-# This repository's writer, which runs in its .venv on the build host: make that with scripts/setup --python.
-# Or another program with the same options: "mender-artifact", named in HOSTTOOLS.
-UPDATE_ARTIFACT_TOOL ??= "${UPDATE_SOURCEDIR}/scripts/ota artifact"
+# This repository's writer, built natively. Or another program with the same options, named in HOSTTOOLS:
+# "mender-artifact".
+UPDATE_ARTIFACT_TOOL ??= "update-artifact-tool"
 
 IMAGE_TYPES += "mender"
 IMAGE_TYPEDEP:mender = "ext4"
@@ -23,6 +23,9 @@ python () {
         raise bb.parse.SkipRecipe('needs INHERIT += "update"')
     for recipe in d.getVar("UPDATE_STATE_SCRIPT_RECIPES").split():
         d.appendVarFlag("do_image_mender", "depends", " %s:do_deploy" % recipe)
+    if d.getVar("UPDATE_ARTIFACT_TOOL") == "update-artifact-tool":
+        for task in ("do_rootfs", "do_image_mender"):
+            d.appendVarFlag(task, "depends", " update-artifact-tool-native:do_populate_sysroot")
     if d.getVar("UPDATE_SIGNING_KEY"):
         d.appendVarFlag("do_image_mender", "file-checksums", " ${UPDATE_SIGNING_KEY}:True")
 }

@@ -236,9 +236,12 @@ def _progress(contents: Contents, output: Path) -> Iterator[Callable[[int], obje
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError:  # in a Yocto build
+        yield lambda _: None
+        return
     total = sum(path.stat().st_size for path in contents.files if path.exists())
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -259,7 +262,10 @@ def _sign(options: argparse.Namespace) -> None:
 def _private_key(name: str) -> PrivateKey:
     from pathlib import Path
 
-    from update_tools.keys import PrivateKey  # cryptography takes 80 ms to load
+    try:
+        from update_tools.keys import PrivateKey  # cryptography takes 80 ms to load
+    except ModuleNotFoundError:  # in a Yocto build
+        from update_tools.openssl_keys import PrivateKey  # type: ignore[assignment]
 
     passphrase = os.environ.get("OTA_KEY_PASSPHRASE")
     key = PrivateKey.load(Path(name), passphrase.encode() if passphrase else None)

@@ -11,8 +11,10 @@ A gzip payload is a series of members (RFC 1952, section 2.2) of 4 MiB each, com
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import os
+import subprocess
 import threading
 from collections import deque
 from queue import SimpleQueue
@@ -24,6 +26,7 @@ Data = bytes | bytearray | memoryview
 SUFFIXES = {"none": "", "gzip": ".gz", "xz": ".xz", "lzma": ".xz", "zstd": ".zst"}
 DEFAULT_LEVELS = {"gzip": 4, "xz": 6, "zstd": 9}
 GZIP_LEVELS = range(1, 13)
+ZSTD_LEVELS = range(1, 20)
 MEMBER_BYTES = 4 << 20  # plain; an agent reads 10,000 members
 
 
@@ -49,17 +52,26 @@ def packer(target: IO[bytes], compression: str, level: int | None = None) -> Pac
         if chosen not in GZIP_LEVELS:
             raise ArtifactError(f"gzip has no level {chosen}: 1 to {GZIP_LEVELS[-1]} are known")
         return Gzip(target, chosen)
-    import zstandard
-
+    if kind == "zstd":
+        return _zstd(target, chosen)
     try:
-        if kind == "zstd":
-            # Any number of threads makes the same bytes, none at all others: -1 is at least one.
-            return zstandard.ZstdCompressor(level=chosen, threads=-1, write_checksum=True).stream_writer(
-                target, closefd=False
-            )
         return lzma.LZMAFile(target, "wb", preset=chosen)
-    except (ValueError, lzma.LZMAError, zstandard.ZstdError) as error:
+    except (ValueError, lzma.LZMAError) as error:
         raise ArtifactError(f"{kind} has no level {chosen}: {error}") from error
+
+
+def _zstd(target: IO[bytes], level: int) -> Packer:
+    try:
+        import zstandard
+    except ModuleNotFoundError:  # in a Yocto build, which has the program
+        return ZstdProgram(target, level)
+    try:
+        # Any number of threads makes the same bytes, none at all others: -1 is at least one.
+        return zstandard.ZstdCompressor(level=level, threads=-1, write_checksum=True).stream_writer(
+            target, closefd=False
+        )
+    except (ValueError, zstandard.ZstdError) as error:
+        raise ArtifactError(f"zstd has no level {level}: {error}") from error
 
 
 class _Plain:
@@ -68,6 +80,54 @@ class _Plain:
 
     def close(self) -> None:
         """Nothing to complete."""
+
+
+class ZstdProgram:
+    """The program `zstd`, of whichever version: its bytes are those of that version."""
+
+    def __init__(self, target: IO[bytes], level: int) -> None:
+        if level not in ZSTD_LEVELS:
+            raise ArtifactError(f"zstd has no level {level}: 1 to {ZSTD_LEVELS[-1]} are known")
+        command = ["zstd", f"-{level}", "-T0", "--check", "--quiet", "--stdout"]
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError as error:
+            raise ArtifactError(f"cannot start zstd: {error.strerror}") from error
+        assert self._process.stdin is not None
+        self._stdin = self._process.stdin
+        # What it says must be read while it is written to.
+        self._reader = threading.Thread(target=self._read, args=(target,), daemon=True)
+        self._error: Exception | None = None
+        self._reader.start()
+
+    def write(self, data: Data, /) -> None:
+        """Take plain bytes."""
+        try:
+            self._stdin.write(data)
+        except BrokenPipeError:
+            self.close()  # says why
+
+    def close(self) -> None:
+        """Wait until all is in the file."""
+        if self._stdin.closed:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
+        self._reader.join()
+        code = self._process.wait()
+        if self._error is not None:
+            raise self._error
+        if code != 0:
+            raise ArtifactError(f"zstd exited with {code}")
+
+    def _read(self, target: IO[bytes]) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            try:
+                while chunk := stdout.read(1 << 20):
+                    target.write(chunk)
+            except Exception as error:
+                self._error = error
 
 
 class _Member:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import deflate
 
 ROOT = Path(__file__).parents[2]
 LAYER = ROOT / "meta-update"
@@ -41,9 +44,29 @@ class Build:
         (folder / "conf/bblayers.conf").write_text(
             f'BBPATH = "${{TOPDIR}}"\nBBFILES ?= ""\nBBLAYERS = "{layers}"\nSTUB_SERIES = "{series}"\n'
         )
+        path = f"{self.native_bin}:{os.environ['PATH']}"
         (folder / "conf/local.conf").write_text(
-            f'MACHINE = "{machine}"\nSTUB_PYTHON = "{sys.executable}"\nPATH = "{os.environ["PATH"]}"\n{conf}'
+            f'MACHINE = "{machine}"\nSTUB_PYTHON = "{sys.executable}"\nPATH = "{path}"\n{conf}'
         )
+
+    @property
+    def native_bin(self) -> Path:
+        """Programs that run in the build, once the recipe that makes them has."""
+        return self.folder / "tmp/sysroot-native/usr/bin"
+
+    def make_artifact_tool(self) -> Path:
+        """Run the recipe of the artifact's writer, as OE-core does before an image.
+
+        Its Python has no packages but those of the native sysroot. libdeflate's source is on the network:
+        what is installed here stands for it.
+        """
+        self.run("update-artifact-tool-native")
+        packages = self.native_bin.parent / "lib/packages"
+        shutil.copytree(Path(deflate.__file__).parent, packages / "deflate", dirs_exist_ok=True)
+        python = self.native_bin / "nativepython3"
+        python.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {sys.executable} -S -s -P "$@"\n')
+        python.chmod(0o755)
+        return self.native_bin / "update-artifact-tool"
 
     def ask(self, recipes: dict[str, dict[str, Any]] | None = None, **values: Any) -> dict[str, Any]:
         """What worker.py answers."""

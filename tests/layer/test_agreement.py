@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from tests.layer.bitbake import LAYER, MACHINES, ROOT, TASKS, Build
 
+# What the artifact holds is another test's question (test_images.py).
+CONF = 'INHERIT += "update"\nUPDATE_ARTIFACT_TOOL = "true"\n'
 MISSING = [name for name in ("mkimage", "mkenvimage") if not shutil.which(name)]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
@@ -106,12 +108,12 @@ def disagreements(files: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_all_files_mean_the_same_card(tmp_path: Path, machine: str) -> None:
-    assert disagreements(made(Build(tmp_path / "build", machine=machine))) == []
+    assert disagreements(made(Build(tmp_path / "build", machine=machine, conf=CONF))) == []
 
 
 def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
     conf = (
-        'INHERIT += "update"\nUPDATE_STORAGE = "mmcblk1"\nUPDATE_FIRST_PART_MB = "16"\n'
+        f'{CONF}UPDATE_STORAGE = "mmcblk1"\nUPDATE_FIRST_PART_MB = "16"\n'
         'UPDATE_UBOOT_ENV_OFFSET = "0x900000"\nUPDATE_UBOOT_ENV_OFFSET_REDUND = "0xb00000"\n'
     )
     files = made(Build(tmp_path / "build", conf=conf))
@@ -162,6 +164,6 @@ def test_one_wrong_place_is_found(tmp_path: Path, file: str, old: str, new: str,
     text = (layer / file).read_text()
     assert old in text
     (layer / file).write_text(text.replace(old, new))
-    conf = f'INHERIT += "update"\nUPDATE_SOURCEDIR = "{ROOT}"\n'
+    conf = f'{CONF}UPDATE_SOURCEDIR = "{ROOT}"\n'
     found = disagreements(made(Build(tmp_path / "build", layer=layer, conf=conf)))
     assert fact in [line.partition(":")[0] for line in found]

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-PYTHON_SITEPACKAGES_DIR = "${libdir}/python${PYTHON_SERIES}/site-packages"
+PYTHON_DIR = "python${PYTHON_SERIES}"
+PYTHON_SITEPACKAGES_DIR = "${libdir}/${PYTHON_DIR}/site-packages"
 PYTHON = "${STUB_PYTHON}"
 DEPENDS:append = " python3-native"
