@@ -19,6 +19,8 @@ SUBCOMMANDS = {
     "server": ("update_tools.server.cli", "The control server: run it, manage its users and artifacts."),
     "bench-server": ("update_tools.server.load.cli", "Simulate devices and measure the control server."),
     "artifact": ("update_tools.artifact_cli", "Artifacts: write, sign, read, compare."),
+    "flash": ("update_tools.flash.cli", "Write an image to a card, verify it, make it one device's."),
+    "rehearse": ("update_tools.rehearse.cli", "Your state scripts and hooks through every failure and power cut."),
     "inspect": ("update_tools.inspect.cli", "What is in an image or artifact, and what is wrong with it."),
 }
 
