@@ -49,7 +49,7 @@ class Kind:
         self.kernel_image = kernel_image
         """Form of the kernel in the slot ("Image.gz", "zImage"); its name is the layer's UPDATE_KERNEL."""
         self.modules = modules
-        """Kernel modules the initramfs loads; what they depend on comes by itself."""
+        """Kernel modules the initramfs loads, with parameters; what they depend on comes by itself."""
         self.qemu = qemu
 
 
@@ -72,7 +72,8 @@ BOARDS = {
         fragments=("update-env.cfg", "update-virt.cfg"),
         kernel_package="linux-image-arm64",
         kernel_image="Image.gz",
-        modules=(*_VIRT_MODULES, "i6300esb"),
+        # A minute: a system on a busy desk is not one that hangs.
+        modules=(*_VIRT_MODULES, "i6300esb heartbeat=60"),
         qemu=(
             *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-smp", "2"),
             *("-accel", "tcg,thread=single", "-device", "i6300esb", "-action", "watchdog=reset"),

@@ -19,9 +19,13 @@ _APPLETS = ("cat", "insmod", "mount", "reboot", "sh", "sleep", "switch_root", "u
 
 
 def make(tree: Path, modules: Sequence[str]) -> bytes:
-    """A gzip'ed cpio with busybox, our init, and the modules with all they need, from unpacked packages."""
+    """A gzip'ed cpio with busybox, our init, and the modules with all they need, from unpacked packages.
+
+    A module may have parameters after its name: "i6300esb heartbeat=60".
+    """
+    words = {_name(module.split()[0]): module.partition(" ")[2] for module in modules}
     (version,) = [path.name for path in (tree / "usr/lib/modules").iterdir()]
-    order = load_order(tree, version, modules)
+    order = load_order(tree, version, list(words))
     entries = [("", stat.S_IFDIR | 0o755, b"", (0, 0))]
     entries += [
         (name, stat.S_IFDIR | 0o755, b"", (0, 0)) for name in ("bin", "dev", "modules", "proc", "slot", "sys")
@@ -30,7 +34,7 @@ def make(tree: Path, modules: Sequence[str]) -> bytes:
     entries.append(("bin/busybox", stat.S_IFREG | 0o755, (tree / "usr/bin/busybox").read_bytes(), (0, 0)))
     entries += [(f"bin/{name}", stat.S_IFLNK | 0o777, b"busybox", (0, 0)) for name in _APPLETS]
     entries.append(("init", stat.S_IFREG | 0o755, _INIT.read_bytes(), (0, 0)))
-    names = [path.name for path in order]
+    names = [f"{path.name} {words.get(_name(path.name), '')}".rstrip() for path in order]
     entries.append(("modules/order", stat.S_IFREG | 0o644, "".join(f"{n}\n" for n in names).encode(), (0, 0)))
     entries += [(f"modules/{path.name}", stat.S_IFREG | 0o644, path.read_bytes(), (0, 0)) for path in order]
     return gzip.compress(cpio(entries), 9, mtime=0)
