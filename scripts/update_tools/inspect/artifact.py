@@ -46,15 +46,21 @@ def section(subject: Subject) -> dict[str, object] | None:
         "compression": artifact.compression,
         "files": artifact.files,
         "filesystem": artifact.filesystem,
+        "slot_bytes": _slot_bytes(subject) if header.payload_type == "rootfs-image" else None,
         "provides": header.provides,
         "depends": header.depends,
         "clears": header.clears,
     }
 
 
-def _check_size(subject: Subject, artifact: Artifact) -> None:
+def _slot_bytes(subject: Subject) -> int | None:
+    """The smaller slot of the card, or of the layer's machine."""
     slots = [found.size for index in (0, 1) if (found := subject.slot(index)) is not None]
-    room = min(slots) if slots else subject.board.slot_bytes
+    return min(slots) if slots else subject.board.slot_bytes
+
+
+def _check_size(subject: Subject, artifact: Artifact) -> None:
+    room = _slot_bytes(subject)
     if room is not None and artifact.payload_bytes > room:
         subject.findings.add(
             "artifact-too-large",

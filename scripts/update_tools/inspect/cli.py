@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 EXIT_FOUND = 3
+SCHEMA = Path(__file__).with_name("report.schema.json")
 _WIDTH_PIPED = 160
+_SHOWN_FROM_BYTES = 32 << 20  # what is unpacked in less than a second
 
 SECTIONS: tuple[tuple[str, Callable[[Subject], dict[str, object] | None]], ...] = (
     ("artifact", artifact.section),
@@ -65,6 +68,9 @@ def run(words: list[str]) -> int:
     options = parser().parse_args(words)
     if options.list:
         return _list()
+    if options.schema:
+        print(SCHEMA.read_text(), end="")
+        return 0
     if options.path is None:
         parser().error("IMAGE is missing")
     with _progress() as advance, Opener(progress=advance) as opener:
@@ -76,14 +82,30 @@ def run(words: list[str]) -> int:
             architecture=options.arch,
             compatible=options.compatible,
         )
-    if options.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
-    else:
-        from rich.console import Console
-
-        show(report, Console(width=None if sys.stdout.isatty() else _WIDTH_PIPED))
+    try:
+        print(_json(report) if options.json else _text(report))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has enough; the exit code still tells what was found
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     found = bool(report["errors"]) or (options.strict and bool(report["warnings"]))
     return EXIT_FOUND if found else 0
+
+
+def _json(report: dict[str, object]) -> str:
+    """One document; names of files that are no UTF-8 with JSON's escapes."""
+    return json.dumps(report, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode()
+
+
+def _text(report: dict[str, object]) -> str:
+    """The tables, as wide as the terminal; in a pipe without colour and without blanks at line ends."""
+    from rich.console import Console
+
+    is_terminal = sys.stdout.isatty()
+    console = Console(highlight=False) if is_terminal else Console(width=_WIDTH_PIPED, no_color=True)
+    with console.capture() as shown:
+        show(report, console)
+    lines = shown.get().splitlines()
+    return "\n".join(lines if console.is_terminal else [line.rstrip() for line in lines])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     add("--compatible", default="", metavar="TEXT", help="what /compatible of its device tree begins with")
     add("--strict", action="store_true", help="warnings count as errors")
     add("--json", action="store_true", help="one JSON document with all details")
+    add("--schema", action="store_true", help="print the JSON schema of that document")
     add("--list", action="store_true", help="list everything that can be found")
     return root
 
@@ -120,7 +143,13 @@ def inspect(
     subject.board = boards.choose(machine, architecture, compatible, subject.device_type)
     sections = {name: section(subject) for name, section in SECTIONS}
     finish(subject)
-    return document(str(path), subject.source.kind, subject.board.document(), sections, findings)
+    head = {
+        "path": str(path),
+        "kind": subject.source.kind,
+        "compression": subject.source.compression,
+        "board": subject.board.document(),
+    }
+    return document(head, sections, findings)
 
 
 def _list() -> int:
@@ -136,13 +165,18 @@ def _progress() -> Iterator[Callable[[int], object]]:
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import FileSizeColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("unpacking"), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("unpacking", total=None, visible=False)
+    columns = (TextColumn("unpacked"), FileSizeColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("unpacking", total=None)
 
-        def advance(count: int) -> None:
-            bar.update(task, advance=count, visible=True)
+    def advance(count: int) -> None:
+        bar.update(task, advance=count)
+        if bar.tasks[0].completed > _SHOWN_FROM_BYTES:
+            bar.start()  # a second start is none
 
+    try:
         yield advance
+    finally:
+        bar.stop()

@@ -77,7 +77,7 @@ class Ext4Tree(Tree):
         self._nodes: set[int] = set()  # blocks that hold extents or pointers
         self._claimed = 0
         self.damage: list[tuple[str, str]] = []
-        self.size_bytes = 0
+        self.size_bytes = self.used_bytes = 0
         try:
             self._superblock()
             self._walk()
@@ -92,6 +92,7 @@ class Ext4Tree(Tree):
             raise _Damage("no superblock")
         blocks: int
         self._inode_count, blocks = struct.unpack_from("<II", data, 0)
+        (free,) = struct.unpack_from("<I", data, 0xC)
         (self._first_block,) = struct.unpack_from("<I", data, 0x14)
         (log_size,) = struct.unpack_from("<I", data, 0x18)
         self._per_group, self._inodes_per_group = struct.unpack_from("<I4xI", data, 0x20)
@@ -110,6 +111,8 @@ class Ext4Tree(Tree):
         if incompat & _INCOMPAT_64BIT:
             self._descriptor_bytes = max(32, struct.unpack_from("<H", data, 0xFE)[0])
             blocks |= struct.unpack_from("<I", data, 0x150)[0] << 32
+            free |= struct.unpack_from("<I", data, 0x158)[0] << 32
+        self.used_bytes = max(0, blocks - free) * self.block_bytes
         self.size_bytes = blocks * self.block_bytes
         self.label = data[0x78:0x88].split(b"\0")[0].decode(errors="replace")
         self.uuid = data[0x68:0x78].hex()

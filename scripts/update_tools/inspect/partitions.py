@@ -26,7 +26,10 @@ def section(subject: Subject) -> dict[str, object] | None:
     for partition in disk.partitions:
         document = partition.document()
         document["role"] = role(subject, partition)
-        document["filesystem_bytes"] = _check_filesystem(subject, partition)
+        _check_filesystem(subject, partition)
+        tree = subject.filesystems.get(partition.number)
+        document["filesystem_bytes"] = tree.size_bytes if tree else None
+        document["used_bytes"] = tree.used_bytes if tree else None
         rows.append(document)
     return {"scheme": disk.scheme, "id": disk.identifier, "size_bytes": disk.size, "partitions": rows}
 
@@ -103,11 +106,10 @@ def _check_labels(subject: Subject, disk: Disk) -> None:
         seen.setdefault(label, partition.number)
 
 
-def _check_filesystem(subject: Subject, partition: Partition) -> int | None:
-    """Size of its file system, if that is one of ext4 and was read."""
+def _check_filesystem(subject: Subject, partition: Partition) -> None:
     tree = subject.filesystems.get(partition.number)
     if tree is None:
-        return None
+        return
     where = f"partition {partition.number}"
     if tree.size_bytes > partition.size:
         subject.findings.add(
@@ -115,4 +117,3 @@ def _check_filesystem(subject: Subject, partition: Partition) -> int | None:
         )
     if not tree.is_clean:
         subject.findings.add("filesystem-unclean", where, "it was not unmounted, or its journal is not empty")
-    return tree.size_bytes

@@ -168,6 +168,8 @@ def _hooks(subject: Subject) -> list[dict[str, object]]:
                     "hook": where,
                     "kind": hook.kind,
                     "program": hook.program,
+                    "window": hook.window.text if hook.window else "",
+                    "lasting_s": hook.window.lasting_s if hook.window else None,
                     "limit_s": hook.limit_s,
                     "at_limit": hook.at_limit,
                 }

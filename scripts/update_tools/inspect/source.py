@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import stat
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,9 +81,9 @@ class Artifact:
     `filesystem` is what the payload of a rootfs-image is, as `disk.identify` calls it.
     """
 
-    def __init__(self, header: Header, compression: str) -> None:
+    def __init__(self, header: Header) -> None:
         self.header = header
-        self.compression = compression
+        self.compression = "none"
         self.files: dict[str, int] = {}
         self.damage = ""
         self.filesystem = ""
@@ -149,6 +150,9 @@ class Opener:
             source.root = DirectoryTree(path)
             return source
         try:
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):  # opening a pipe would wait for a writer
+                raise InspectError(f"{path} is neither a file, a directory nor a card")
             file: IO[bytes] = self._stack.enter_context(path.open("rb"))
         except OSError as error:
             raise InspectError(f"cannot open {path}: {error.strerror}") from error
@@ -195,7 +199,7 @@ class Opener:
     def _artifact(self, path: Path, file: IO[bytes], payload: bool) -> Source:
         source = Source(path, "artifact")
         reader = Reader(file, memory_limit_bytes=_MEMORY_LIMIT_BYTES)  # not even a header: an error of input
-        artifact = source.artifact = Artifact(reader.header, reader.compression)
+        artifact = source.artifact = Artifact(reader.header)
         if reader.header.signed:
             file.seek(0)
             Reader(file, verify_keys=["-"], verify=artifact.take_signature)
@@ -214,6 +218,7 @@ class Opener:
                     copy_sparse(member, image, self._progress, limit_bytes=limit)
         except ArtifactError as error:
             artifact.damage = str(error)
+        artifact.compression = reader.compression  # known from the payload on
         if image is not None and not artifact.damage:
             artifact.filesystem, _ = identify(image, 0)
             if payload and artifact.filesystem == "ext4":
