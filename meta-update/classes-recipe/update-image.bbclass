@@ -38,12 +38,10 @@ IMAGE_INSTALL:append = " \
     ${UPDATE_PAUSE_HOOK_RECIPES} \
 "
 
-# nofail: without its data partition the system still comes up, does not commit, and so goes back.
 update_image_fstab() {
     install -d ${IMAGE_ROOTFS}/data
     if ! grep -q '[[:space:]]/data[[:space:]]' ${IMAGE_ROOTFS}${sysconfdir}/fstab; then
-        printf '%s\t/data\text4\tdefaults,nofail,noatime\t0\t2\n' ${UPDATE_STORAGE_PART}${UPDATE_PART_DATA} \
-            >> ${IMAGE_ROOTFS}${sysconfdir}/fstab
+        echo "${UPDATE_DATA_MOUNT}" >> ${IMAGE_ROOTFS}${sysconfdir}/fstab
     fi
 }
 ROOTFS_POSTPROCESS_COMMAND += "update_image_fstab"

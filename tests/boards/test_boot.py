@@ -54,7 +54,18 @@ def test_slot_a_comes_up_with_bus_agent_and_identity(board: Board) -> None:
     assert board.check("update-agent --version").strip()
 
 
-def test_linux_reads_the_environment_that_is_on_the_card(board: Board) -> None:
+def test_linux_sees_the_card_that_the_wks_describes(board: Board) -> None:
+    each = "for p in mmcblk0p*; do cat $p/partition $p/start $p/size; done"
+    words = [int(word) for word in board.check(f"cd /sys/block/mmcblk0; {each}").split()]
+    found = {
+        number: (start * 512, size * 512) for number, start, size in zip(*[iter(words)] * 3, strict=True)
+    }
+    layout = board.layout
+    assert {name: found[n][0] for name, n in layout.numbers.items()} == layout.offsets
+    sizes = {name: found[n][1] for name, n in layout.numbers.items()}
+    assert sizes.pop("DATA") > layout.sizes["DATA"]  # grown at the first boot
+    assert sizes == {name: layout.sizes[name] for name in sizes}
+    assert f"/dev/mmcblk0p{layout.numbers['DATA']} /data ext4" in board.check("cat /proc/mounts")
     assert env_on_board(board) == board.read_env().values
     # U-Boot has saved at its first boot, and Linux sees it there.
     assert board.read_env().values["mender_saveenv_canary"] == "1"

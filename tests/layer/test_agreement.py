@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One card, many files that describe it: U-Boot's .config, fw_env.config, wks, fstab, boot script, agent.
 
-All are made by the layer's own recipes and classes, then read back and compared with each other.
+All are made by the layer's own recipes and classes, then read back and compared with each other. A fault in
+any of them is found here; a script with a bad name in test_images.py, a hook with a bad key in
+test_pause_hooks.py, an import that the recipe does not list in test_imports.py.
 """
 
 from __future__ import annotations
@@ -15,10 +17,21 @@ from typing import Any
 import pytest
 from tests.layer.bitbake import LAYER, MACHINES, ROOT, TASKS, Build
 
+from update_tools.bench import wks
+from update_tools.bench.tools import BenchError
+
 # What the artifact holds is another test's question (test_images.py).
 CONF = 'INHERIT += "update"\nUPDATE_ARTIFACT_TOOL = "true"\n'
 MISSING = [name for name in ("mkimage", "mkenvimage") if not shutil.which(name)]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+
+FRAGMENT = "recipes-bsp/u-boot/files/update-env.cfg"
+FW_ENV = "recipes-bsp/update-fw-env-config/files/fw_env.config.in"
+WKS = "files/wic/ab-data.wks.in"
+LAYOUT = "conf/update/layout.inc"
+AGENT = "lib/update_layer/agentconf.py"
+BOOT = "recipes-bsp/update-boot-script/files/boot.cmd.in"
 
 
 def made(build: Build) -> dict[str, str]:
@@ -54,13 +67,14 @@ def facts(files: dict[str, str]) -> dict[str, dict[str, Any]]:
     config = dict(re.findall(r"^CONFIG_(\w+)=(.*)$", files["config"], re.MULTILINE))
     copies = [line.split() for line in files["fw_env"].splitlines() if line and not line.startswith("#")]
     agent = json.loads(files["agent"])
-    data = next(line.split()[0] for line in files["fstab"].splitlines() if "\t/data\t" in line)
-    parts = [line for line in files["wks"].splitlines() if line.startswith("part ")]
-    raw = [line for line in parts if "--no-table" in line]
-    table = [line for line in parts if "--no-table" not in line]
-    offsets = [int(re.search(r"--offset (\d+)K", line)[1]) * 1024 for line in raw]  # type: ignore[index]
-    disk = {re.search(r"--ondisk (\S+)", line)[1] for line in parts}  # type: ignore[index]
-    roots = [n for n, line in enumerate(table, 1) if "/data" not in line and "/boot" not in line]
+    (data,) = [line.split()[0] for line in files["fstab"].splitlines() if line.split()[1] == "/data"]
+    card = wks.parse(files["wks"], "wks")
+    try:
+        card.place(lambda _: int(config["ENV_SIZE"], 0))
+    except BenchError as error:
+        return {"placement": {"wks": str(error), "wic": "places each part behind the one before"}}
+    table = {part.mountpoint: part.number for part in card.parts if part.is_in_table}
+    raw = [part for part in card.parts if not part.is_in_table]
     root_prefix = re.search(r"root=(\S+)\$\{update_part\}", files["boot"])
     slots = re.findall(r"setenv mender_boot_part (\d+)", files["boot"]) + re.findall(
         r'"\$\{mender_boot_part\}" != "(\d+)"', files["boot"]
@@ -69,7 +83,7 @@ def facts(files: dict[str, str]) -> dict[str, dict[str, Any]]:
         "environment offsets": {
             "U-Boot": [int(config["ENV_OFFSET"], 0), int(config["ENV_OFFSET_REDUND"], 0)],
             "fw_env.config": [int(copy[1], 0) for copy in copies],
-            "wks": offsets,
+            "wks": [part.start for part in raw],
         },
         "environment size": {
             "U-Boot": {int(config["ENV_SIZE"], 0)},
@@ -77,22 +91,22 @@ def facts(files: dict[str, str]) -> dict[str, dict[str, Any]]:
         },
         "card": {
             "fw_env.config": {copy[0] for copy in copies},
-            "wks": {f"/dev/{name}" for name in disk},
+            "wks": {f"/dev/{part.disk}" for part in card.parts},
             "agent": {re.sub(r"p?\d+$", "", agent[f"RootfsPart{slot}"]) for slot in "AB"},
             "fstab": {re.sub(r"p?\d+$", "", data)},
             "boot script": {re.sub(r"p?$", "", root_prefix[1]) if root_prefix else None},
         },
         "root partitions": {
-            "wks": roots,
+            "wks": [number for name, number in table.items() if name not in {"/boot", "/data"}],
             "agent": [int(re.sub(r".*p", "", agent[f"RootfsPart{slot}"])) for slot in "AB"],
             "boot script": sorted({int(number) for number in slots}),
         },
         "data partition": {
-            "wks": [n for n, line in enumerate(table, 1) if line.startswith("part /data")],
+            "wks": [table.get("/data")],
             "fstab": [int(re.sub(r".*p", "", data))],
         },
         "boot partition": {
-            "wks": [n for n, line in enumerate(table, 1) if line.startswith("part /boot")],
+            "wks": [table.get("/boot")],
             "layout": [1],
         },
     }
@@ -125,37 +139,21 @@ def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "fact"),
     [
-        (
-            "recipes-bsp/update-fw-env-config/files/fw_env.config.in",
-            "@@UPDATE_UBOOT_ENV_OFFSET@@",
-            "0x410000",
-            "environment offsets",
-        ),
-        (
-            "recipes-bsp/u-boot/files/update-env.cfg",
-            "@@UPDATE_UBOOT_ENV_SIZE@@",
-            "0x8000",
-            "environment size",
-        ),
-        (
-            "files/wic/ab-data.wks.in",
-            "--label data",
-            "--label data --no-table --offset 9K",
-            "data partition",
-        ),
-        (
-            "files/wic/ab-data.wks.in",
-            "--ondisk ${UPDATE_STORAGE} --fstype=vfat",
-            "--ondisk sda --fstype=vfat",
-            "card",
-        ),
-        ("classes-recipe/update-image.bbclass", "${UPDATE_PART_DATA} \\", "3 \\", "data partition"),
-        (
-            "recipes-core/update-agent-conf/update-agent-conf.bb",
-            'd.getVar("UPDATE_PART_B")',
-            '"4"',
-            "root partitions",
-        ),
+        (FRAGMENT, "@@UPDATE_UBOOT_ENV_OFFSET_REDUND@@", "0x610000", "environment offsets"),
+        (FRAGMENT, "@@UPDATE_UBOOT_ENV_SIZE@@", "0x8000", "environment size"),
+        (FW_ENV, "@@UPDATE_UBOOT_ENV_OFFSET@@", "0x410000", "environment offsets"),
+        (FW_ENV, "@@UPDATE_UBOOT_ENV_SIZE@@", "0x2000", "environment size"),
+        (FW_ENV, "/dev/@@UPDATE_STORAGE@@", "/dev/mmcblk1", "card"),
+        (WKS, "_OFFSET'), 0) // 1024}K", "_OFFSET'), 0) // 2048}K", "environment offsets"),
+        (WKS, "--offset ${UPDATE_FIRST_PART_MB}M", "--offset 5M", "placement"),
+        (WKS, "--label data", "--label data --no-table --offset 9K", "placement"),
+        (WKS, "part /data ", "part /date ", "data partition"),
+        (WKS, "--ondisk ${UPDATE_STORAGE} --fstype=vfat", "--ondisk sda --fstype=vfat", "card"),
+        (LAYOUT, "${UPDATE_PART_DATA} /data ", "3 /data ", "data partition"),
+        (AGENT, "value('UPDATE_PART_B')", "4", "root partitions"),
+        (AGENT, "value('UPDATE_STORAGE_PART')", "'/dev/mmcblk1p'", "card"),
+        (BOOT, "root=@@UPDATE_STORAGE_PART@@", "root=/dev/mmcblk2p", "card"),
+        (BOOT, "setenv mender_boot_part @@UPDATE_PART_A@@", "setenv mender_boot_part 4", "root partitions"),
     ],
 )
 def test_one_wrong_place_is_found(tmp_path: Path, file: str, old: str, new: str, fact: str) -> None:

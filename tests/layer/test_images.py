@@ -211,7 +211,7 @@ def test_root_file_system_of_an_image(tmp_path: Path) -> None:
     lines = (made["rootfs"] / "etc/fstab").read_text().splitlines()
     assert lines == [
         "/dev/root\t/\tauto\tdefaults\t1\t1",
-        "/dev/mmcblk0p4\t/data\text4\tdefaults,nofail,noatime\t0\t2",
+        "/dev/mmcblk0p4 /data ext4 defaults,nofail,noatime 0 2",
     ]
 
 

@@ -10,27 +10,6 @@ inherit update-template
 
 UPDATE_TEMPLATES = ""
 
-def update_agent_settings(d):
-    """mender.conf as a dictionary."""
-    settings = {
-        "RootfsPartA": d.getVar("UPDATE_STORAGE_PART") + d.getVar("UPDATE_PART_A"),
-        "RootfsPartB": d.getVar("UPDATE_STORAGE_PART") + d.getVar("UPDATE_PART_B"),
-        "UpdatePollIntervalSeconds": int(d.getVar("UPDATE_POLL_INTERVAL_S")),
-        "InventoryPollIntervalSeconds": int(d.getVar("UPDATE_INVENTORY_INTERVAL_S")),
-    }
-    if d.getVar("UPDATE_SERVER_URL"):
-        settings["Servers"] = [{"ServerURL": d.getVar("UPDATE_SERVER_URL")}]
-    if d.getVar("UPDATE_TENANT_TOKEN"):
-        settings["TenantToken"] = d.getVar("UPDATE_TENANT_TOKEN")
-    if d.getVar("UPDATE_SERVER_CERTIFICATE"):
-        settings["ServerCertificate"] = d.expand("${sysconfdir}/mender/server.crt")
-    keys = (d.getVar("UPDATE_VERIFY_KEYS") or "").split()
-    if keys:
-        settings["ArtifactVerifyKeys"] = [
-            d.expand("${sysconfdir}/mender/artifact-verify-key-%d.pem" % number) for number in range(len(keys))
-        ]
-    return settings
-
 # What is read from the build host counts in the signature.
 do_install[file-checksums] += "${@' '.join(path + ':True' for path in d.expand('${UPDATE_SERVER_CERTIFICATE} ${UPDATE_VERIFY_KEYS}').split())}"
 do_install[vardeps] += "${@' '.join(sorted(update_layer.layout.documented()))}"
@@ -55,7 +34,7 @@ python do_install() {
         os.chmod(path, 0o644)
 
     # It may hold the tenant's token.
-    write(os.path.join(conf, "mender.conf"), json.dumps(update_agent_settings(d), indent=4) + "\n")
+    write(os.path.join(conf, "mender.conf"), json.dumps(update_layer.agentconf.settings(d.getVar), indent=4) + "\n")
     os.chmod(os.path.join(conf, "mender.conf"), 0o600)
     # Version of the state scripts' interface.
     write(os.path.join(conf, "scripts/version"), "3\n")

@@ -235,7 +235,6 @@ def _agent(files: ext4.Files, scratch: Path) -> None:
 def _system(files: ext4.Files, values: Mapping[str, str], version: str) -> None:
     """Accounts, init's table, configuration: what a distribution's installation would have made."""
     tty = values["UPDATE_CONSOLE"].split(",")[0]
-    part = values["UPDATE_STORAGE_PART"]
     for path in (
         "/dev",
         "/proc",
@@ -276,11 +275,13 @@ def _system(files: ext4.Files, values: Mapping[str, str], version: str) -> None:
         "::shutdown:/bin/umount -a -r\n",
     )
     files.text("/etc/profile", "export PATH=/usr/sbin:/usr/bin HOME=/root PS1='# '\n")
-    data = part + values["UPDATE_PART_DATA"]
-    files.text("/etc/init.d/rcS", layer.fill((_FILES / "rcS").read_text(), {"DATA": data}, "rcS"), 0o755)
+    files.text("/etc/fstab", values["UPDATE_DATA_MOUNT"] + "\n")
+    files.text("/etc/init.d/rcS", (_FILES / "rcS").read_bytes(), 0o755)
     files.text("/usr/libexec/start-agent", (_FILES / "start-agent").read_bytes(), 0o755)
     files.text("/usr/sbin/update-grow-data", layer.filled(layer.GROW_DATA, values), 0o755)
     files.text("/etc/fw_env.config", layer.filled(layer.FW_ENV_CONFIG, values))
-    settings = {"RootfsPartA": part + values["UPDATE_PART_A"], "RootfsPartB": part + values["UPDATE_PART_B"]}
-    files.text("/etc/mender/mender.conf", json.dumps(settings, indent=2) + "\n")
+    settings = layer.library("agentconf").settings(values.get)
+    card = {name: value for name, value in settings.items() if name.startswith("RootfsPart")}
+    # Server and intervals are the test's, in the data partition's file, which this one would overrule.
+    files.text("/etc/mender/mender.conf", json.dumps(card, indent=4) + "\n")
     files.text("/etc/mender/scripts/version", "3\n")
