@@ -25,6 +25,7 @@ ARCHITECTURES: dict[str, tuple[str, int, str]] = {
 # Machine of the layer -> architecture, and what /compatible of its device tree begins with.
 _BOARDS: dict[str, tuple[str, str]] = {
     "virt64": ("aarch64", "linux,dummy-virt"),
+    "virt32": ("armhf", "linux,dummy-virt"),
     "qemuarm64": ("aarch64", "linux,dummy-virt"),
     "raspberrypi3-64": ("aarch64", "raspberrypi,3"),
     "raspberrypi4-64": ("aarch64", "raspberrypi,4"),
