@@ -32,16 +32,16 @@ class Devicetree:
     __slots__ = ("aliases", "bootargs", "compatible", "mmc", "model")
 
     def __init__(self, data: bytes) -> None:
-        nodes = _nodes(data)
-        root = nodes.get("/", {})
+        found = nodes(data)
+        root = found.get("/", {})
         self.model = _text(root.get("model"))
         self.compatible = _texts(root.get("compatible"))
-        self.bootargs = _text(nodes.get("/chosen", {}).get("bootargs"))
-        self.aliases = {name: _text(value) for name, value in nodes.get("/aliases", {}).items()}
+        self.bootargs = _text(found.get("/chosen", {}).get("bootargs"))
+        self.aliases = {name: _text(value) for name, value in found.get("/aliases", {}).items()}
         # path -> status, of every controller of cards
         self.mmc = {
             path: _text(node.get("status")) or "okay"
-            for path, node in nodes.items()
+            for path, node in found.items()
             if _MMC_NAME.search(path)
         }
 
@@ -73,7 +73,7 @@ class Devicetree:
         }
 
 
-def _nodes(data: bytes) -> dict[str, dict[str, Any]]:
+def nodes(data: bytes) -> dict[str, dict[str, Any]]:
     """Path -> property name -> pyfdt's property."""
     from pyfdt.pyfdt import FdtBlobParse, FdtProperty
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tomllib
 from fnmatch import fnmatchcase
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from update_tools import python_packages
-from update_tools.bench.layer import LAYER, REPOSITORY
+from update_tools.bench.layer import REPOSITORY, packages
 
 from .findings import Findings
 from .source import Opener
@@ -32,19 +31,6 @@ if TYPE_CHECKING:
 
 EXIT_FOUND = 3
 BUDGET = REPOSITORY / "agent/footprint.toml"
-RECIPES = ("update-agent", "update-agent-conf", "python3-jeepney")
-# Where BitBake's variables lead on a device, whatever the distribution.
-_PLACES = {
-    "PYTHON_SITEPACKAGES_DIR": "/usr/lib*/python3*/*-packages",
-    "bindir": "/usr/bin",
-    "datadir": "/usr/share",
-    "mandir": "/usr/share/man",
-    "sysconfdir": "/etc",
-    "localstatedir": "/var",
-    "systemd_system_unitdir": "/usr/lib/systemd/system",
-}
-_ASSIGNMENT = re.compile(r'^(FILES|RDEPENDS):(\S+) = "([^"]*)"', re.MULTILINE)
-
 _ABOUT = """\
 Measure what the agent adds to an image: its own files, and the packages of Python's library that it needs:
 all of them, or (--without) what an image without the agent does not have. Sizes are those of the files.
@@ -100,21 +86,6 @@ def budget(path: Path) -> dict[str, dict[str, int]]:
         raise InspectError(f"cannot read the budget {path}: {error}") from error
 
 
-def assignments(name: str, layer: Path = LAYER) -> dict[str, list[str]]:
-    """FILES or RDEPENDS of all packages that the recipes make, variables filled: package -> words."""
-    found = {}
-    for recipe in RECIPES:
-        (path,) = [*layer.glob(f"recipes-*/*/{recipe}_*.bb"), *layer.glob(f"recipes-*/*/{recipe}.bb")]
-        text = path.read_text().replace("\\\n", " ")
-        for variable, package, value in _ASSIGNMENT.findall(text):
-            if variable == name:
-                words = value.replace("${PN}", recipe).split()
-                found[package.replace("${PN}", recipe)] = [
-                    re.sub(r"\$\{(\w+)\}", lambda match: _PLACES[match[1]], word) for word in words
-                ]
-    return found
-
-
 def owner(path: str, files: Mapping[str, list[str]]) -> str:
     """The package that a file is of; empty if it is none of the agent's and not of Python's library."""
     for package, patterns in files.items():
@@ -125,7 +96,7 @@ def owner(path: str, files: Mapping[str, list[str]]) -> str:
 
 def sizes(tree: Tree) -> dict[str, dict[str, int]]:
     """Files and bytes of each package that the tree has something of."""
-    files = assignments("FILES")
+    files = packages("FILES")
     found: dict[str, dict[str, int]] = {}
     for path, entry in tree.entries.items():
         if not entry.is_directory and (package := owner(path, files)):
@@ -138,14 +109,14 @@ def sizes(tree: Tree) -> dict[str, dict[str, int]]:
 def measure(tree: Tree, before: Tree | None, limits: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     """The report as a document; `problems` are lines for people. Keys are never renamed, only added."""
     now, old = sizes(tree), sizes(before) if before else {}
-    ours = [name for name in assignments("FILES") if name in now]
+    ours = [name for name in packages("FILES") if name in now]
     problems = [] if "update-agent" in now else [f"{tree.name} has no agent"]
     agent = {}
     for name in ours:
         limit = limits["packages"].get(name)
         agent[name] = {**now[name], "limit": limit}
         problems += _above(name, now[name]["bytes"], limit)
-    depends = assignments("RDEPENDS")
+    depends = packages("RDEPENDS")
     needed = python_packages.closure(
         word for name in ours for word in depends.get(name, []) if word in python_packages.DEPENDS
     )

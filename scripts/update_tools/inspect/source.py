@@ -10,6 +10,7 @@ import bz2
 import gzip
 import lzma
 import stat
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -173,7 +174,7 @@ class Opener:
         target = self._stack.enter_context(self.scratch("image").open("w+b"))
         try:
             copy_sparse(stream, target, self._progress)
-        except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
             raise _cannot_unpack(path, error) from error
         except Exception as error:
             if type(error).__module__.startswith("zstandard"):  # not loaded for anything else
