@@ -20,8 +20,9 @@ SUBCOMMANDS = {
     "bench-server": ("update_tools.server.load.cli", "Simulate devices and measure the control server."),
     "artifact": ("update_tools.artifact_cli", "Artifacts: write, sign, read, compare."),
     "flash": ("update_tools.flash.cli", "Write an image to a card, verify it, make it one device's."),
-    "rehearse": ("update_tools.rehearse.cli", "Your state scripts and hooks through every failure and power cut."),
+    "rehearse": ("update_tools.rehearse.cli", "Run your state scripts through every failure and power cut."),
     "inspect": ("update_tools.inspect.cli", "What is in an image or artifact, and what is wrong with it."),
+    "completion": ("update_tools.completion.cli", "Completion with Tab for bash, zsh and fish."),
 }
 
 
@@ -33,6 +34,7 @@ def command_line(chosen: str = "") -> typer.Typer:
         name="ota",
         help="Desk tools of meta-update: virtual boards, control server, artifacts.",
         no_args_is_help=True,
+        add_completion=False,  # Typer's knows nothing of the branches that are not Typer's
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

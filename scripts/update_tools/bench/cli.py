@@ -24,6 +24,11 @@ app = typer.Typer(no_args_is_help=True, help="Virtual boards: real U-Boot, kerne
 _HOME = REPOSITORY / "build/boards"
 _LEAVE = b"\x1d"  # Ctrl-]
 
+COMPLETE = {  # for the Tab key
+    "kind": lambda: [(name, "") for name in boards.BOARDS],
+    "name": lambda: [(path.name, "") for path in sorted(_HOME.glob("*/")) if not path.name.startswith(".")],
+}
+
 Name = Annotated[str, typer.Argument(help="Name of the board; its files are in build/boards/NAME.")]
 Dir = Annotated[
     Path | None, typer.Option("--dir", help="Directory of the board, instead of build/boards/NAME.")

@@ -39,6 +39,14 @@ Without DEVICE, and to see what is there: --list.
 Exit codes: 0 written and verified, 2 not written or not to its end, 130 interrupted."""
 
 
+def _media_words() -> list[tuple[str, str]]:
+    """For the Tab key."""
+    return [(medium.path, f"{medium.model}, {show.size(medium.size_bytes)}") for medium in _removable()]
+
+
+COMPLETE = {"device": _media_words}
+
+
 def run(words: list[str]) -> int:
     """One command. Raises SystemExit for wrong usage, UpdateError for what goes wrong."""
     options = parser().parse_args(words)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TAKE_TIMEOUT_MS = 300_000
 
+SCOPES = ("read", "deploy", "admin")
+COMPLETE = {name: lambda: [(scope, "") for scope in SCOPES] for name in ("scope", "role")}  # for the Tab key
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 token_app = typer.Typer(no_args_is_help=True, help="API tokens for programs.")
 user_app = typer.Typer(no_args_is_help=True, help="Users. The first one is made with the setup link.")
