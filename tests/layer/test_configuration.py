@@ -79,6 +79,7 @@ def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
     [
         ('UPDATE_UBOOT_ENV_OFFSET_REDUND = "0x402000"', "overlap"),
         ('UPDATE_UBOOT_ENV_OFFSET_REDUND = "0x7fe000"', "after the first partition begins"),
+        ('UPDATE_UBOOT_ENV_OFFSET_REDUND = "0x200000"', "which wic refuses"),
         ('UPDATE_UBOOT_ENV_OFFSET = "0x200"', "partition table and boot loader"),
         ('UPDATE_UBOOT_ENV_OFFSET = "0x400200"', "not a multiple of 1 KiB"),
         ('UPDATE_UBOOT_ENV_SIZE = "16K"', '"16K" is not a whole number'),

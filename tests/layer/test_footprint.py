@@ -100,7 +100,7 @@ def test_a_budget_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("series", SERIES)
 def test_files_are_of_the_packages_that_bitbake_makes(tmp_path: Path, series: str) -> None:
     build = Build(tmp_path / "build", series=series)
-    files = footprint.assignments("FILES")
+    files = footprint.packages("FILES")
     for recipe in ("update-agent", "update-agent-conf"):
         for package, paths in packages(build, recipe).items():
             assert [(path, package) for path in paths if footprint.owner(path, files) != package] == []

@@ -83,6 +83,8 @@ def _environment(numbers: Mapping[str, int]) -> list[str]:
         for name in _ENV
         if numbers[name] <= 0 or numbers[name] % 1024
     ]
+    if second < offset:
+        found.append("UPDATE_UBOOT_ENV_OFFSET_REDUND comes before UPDATE_UBOOT_ENV_OFFSET, which wic refuses")
     if abs(offset - second) < size:
         found.append(f"the environment's copies at {offset:#x} and {second:#x}, {size:#x} each, overlap")
     if min(offset, second) < MIB:

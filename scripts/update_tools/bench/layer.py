@@ -35,6 +35,20 @@ BUILD = {
 }
 """Where a build has the files that the .wks names; here, below the directory of whoever makes a card."""
 
+RECIPES = ("update-agent", "update-agent-conf", "python3-jeepney")
+"""What makes the agent's packages."""
+
+# Where BitBake's variables lead on a device, whatever the distribution.
+_PLACES = {
+    "PYTHON_SITEPACKAGES_DIR": "/usr/lib*/python3*/*-packages",
+    "bindir": "/usr/bin",
+    "datadir": "/usr/share",
+    "mandir": "/usr/share/man",
+    "sysconfdir": "/etc",
+    "localstatedir": "/var",
+    "systemd_system_unitdir": "/usr/lib/systemd/system",
+}
+_PACKAGE = re.compile(r'^(FILES|RDEPENDS):(\S+) = "([^"]*)"', re.MULTILINE)
 _ROLES = {"/boot": "BOOT", "/": "A", "/data": "DATA"}
 _ASSIGNMENT = re.compile(r"""([A-Z][A-Za-z0-9_-]*)\s*(\?\?=|\?=|=)\s*(["'])(.*)\3\s*""")
 _INCLUDE = re.compile(r"(?:require|include)\s+(\S+)\s*")
@@ -63,6 +77,20 @@ def rendered(path: str, values: Mapping[str, str], layer: Path = LAYER) -> str:
             raise BenchError(f"{path}: ${{{match[1]}}} is not set") from None
 
     return re.sub(r"\$\{(@[^}]*|\w+)\}", value, (layer / path).read_text())
+
+
+def packages(variable: str, layer: Path = LAYER) -> dict[str, list[str]]:
+    """FILES or RDEPENDS of the agent's packages, other variables filled: package -> words."""
+    found = {}
+    for recipe in RECIPES:
+        (path,) = [*layer.glob(f"recipes-*/*/{recipe}_*.bb"), *layer.glob(f"recipes-*/*/{recipe}.bb")]
+        for name, package, value in _PACKAGE.findall(path.read_text().replace("\\\n", " ")):
+            if name == variable:
+                words = value.replace("${PN}", recipe).split()
+                found[package.replace("${PN}", recipe)] = [
+                    re.sub(r"\$\{(\w+)\}", lambda match: _PLACES[match[1]], word) for word in words
+                ]
+    return found
 
 
 class _Datastore:

@@ -19,6 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from update_tools import python_packages
+
 from . import cache, debs, ext4, initramfs, layer
 from .tools import BenchError, run
 
@@ -43,18 +45,18 @@ _LIBRARIES = ("libgcc_s.so.1", "libzstd.so.1", "libz.so.1")
 _PYTHON = "usr/lib/python3.11"
 _PACKAGES = "/usr/lib/python3/dist-packages"
 _PYTHON_MAGIC = (3495).to_bytes(2, "little") + b"\r\n"
-_PYTHON_UNUSED = re.compile(
-    r"(test|tests|idlelib|tkinter|turtle\w*|lib2to3|ensurepip|distutils|pydoc\w*|asyncio|sqlite3|curses|dbm|venv|"
-    r"unittest|multiprocessing|xmlrpc|wsgiref|concurrent|config-3\S*|doctest|pdb|cProfile|profile|pstats|antigravity)"
-    r"(\.py)?|_?(test|xx|codecs_(cn|hk|iso2022|jp|kr|tw)|sqlite3|tkinter|curses|dbm|gdbm|crypt|nis|ossaudiodev|"
-    r"audioop|readline|asyncio|multibytecodec|decimal|lsprof)\w*\.cpython\S*|__pycache__"
-)
 _BROKEN_INITS = {
     "panic": "#!/bin/sh\necho 'init: this version is broken'\nexit 1\n",
     "hang": "#!/bin/sh\necho 'init: this version hangs'\nwhile :; do sleep 3600; done\n",
 }
 _FILES = Path(__file__).parent / "files"
-_CODE = [Path(__file__), Path(initramfs.__file__), _FILES / "init", _FILES / "applets"]
+_CODE = [
+    Path(__file__),
+    Path(initramfs.__file__),
+    Path(python_packages.__file__),
+    _FILES / "init",
+    _FILES / "applets",
+]
 
 
 @functools.cache
@@ -64,6 +66,7 @@ def base(kind: Kind) -> Path:
     (kernel,) = apt.depends(kind.kernel_package)
     files = [*apt.download(PACKAGES), apt.download_one(kernel)]
     inputs = [file.name for file in files] + [repr(kind.modules), kind.kernel_image]
+    inputs += sorted(_python_packages())
 
     def make(into: Path) -> None:
         with tempfile.TemporaryDirectory(dir=into) as scratch:
@@ -110,13 +113,14 @@ def _select(everything: Path, into: Path, triplet: str) -> None:
         take(_library(everything, name, triplet))
     for loader in (into / "usr/lib" / triplet).glob("ld-linux*"):  # programs name it without the triplet
         (into / "usr/lib" / loader.name).symlink_to(f"{triplet}/{loader.name}")
-    for library in (_PYTHON, f"{_PACKAGES[1:]}/jeepney"):
-        for path in sorted((everything / library).rglob("*")):
-            unused = any(
-                _PYTHON_UNUSED.fullmatch(part) for part in path.relative_to(everything / library).parts
-            )
-            if path.is_file() and not unused and path.suffix in {".py", ".so"}:
-                take(path)
+    wanted = _python_packages()
+    for path in sorted((everything / _PYTHON).rglob("*")):
+        package = python_packages.owner(f"/{path.relative_to(everything).as_posix()}")
+        if path.is_file() and package in wanted and path.suffix in {".py", ".so"}:
+            take(path)
+    for path in sorted((everything / _PACKAGES[1:] / "jeepney").rglob("*.py")):
+        if path.name not in {"asyncio.py", "trio.py"} and "tests" not in path.relative_to(everything).parts:
+            take(path)
     compile_python(into / _PYTHON, f"/{_PYTHON}")
     compile_python(into / _PACKAGES[1:] / "jeepney", f"{_PACKAGES}/jeepney")
     lines = (_FILES / "applets").read_text().splitlines()
@@ -135,6 +139,12 @@ def _select(everything: Path, into: Path, triplet: str) -> None:
     for name, target in (("certs", "/etc/ssl/certs"), ("openssl.cnf", "/etc/ssl/openssl.cnf")):
         (into / "usr/lib/ssl").mkdir(exist_ok=True)
         (into / "usr/lib/ssl" / name).symlink_to(target)
+
+
+def _python_packages() -> set[str]:
+    """Those that the layer's recipes depend on: what they forget is missing on the board, too."""
+    words = [word for words in layer.packages("RDEPENDS").values() for word in words]
+    return python_packages.closure(word for word in words if word in python_packages.DEPENDS)
 
 
 def _needed(path: Path, triplet: str) -> list[str]:
