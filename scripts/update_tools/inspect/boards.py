@@ -63,6 +63,11 @@ class Board:
         return {"name": self.name, "architecture": self.architecture, "compatible": self.compatible}
 
 
+def machines() -> list[str]:
+    """Names that --machine takes."""
+    return sorted({*_BOARDS, *(path.stem for path in (layer.LAYER / "conf/update/machine").glob("*.inc"))})
+
+
 def choose(machine: str, architecture: str, compatible: str, device_type: str) -> Board:
     """The board that the options name, else the machine of the layer that is named as the device type.
 

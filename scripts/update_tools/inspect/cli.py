@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from .source import Opener
 from .subject import finish, look
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from .subject import Subject
 
@@ -50,13 +51,24 @@ SECTIONS: tuple[tuple[str, Callable[[Subject], dict[str, object] | None]], ...] 
     ("secrets", secrets.section),
 )
 
+# For Tab: words for options that take one of a few.
+COMPLETE: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    "machine": lambda: [(name, "") for name in boards.machines()],
+    "arch": lambda: [(name, "") for name in boards.ARCHITECTURES],
+}
+
 _ABOUT = """\
 Show what is in an image of a card (.wic), a root file system (.ext4, or a directory) or an artifact
-(.mender), and what is wrong with it. Images may be compressed (.bz2, .xz, .zst, .gz). Needs no root and no
-other program, and changes nothing.
+(.mender), and what is wrong with it. Images may be compressed (.bz2, .xz, .zst, .gz). Needs no root, and
+changes nothing.
+
+  ota inspect card.wic.zst                            tables, and findings with what to do
+  ota inspect --artifact release-2.mender card.wic    does it fit, is it signed by a key of the image?
+  ota inspect --strict --json card.wic                for CI
+  ota inspect footprint ROOTFS                        what the agent adds to an image
 
 Exit codes: 0 no error, 2 cannot be inspected, 3 errors were found (with --strict: or warnings).
-`ota inspect footprint` measures what the agent adds to an image."""
+All findings, and the JSON document: scripts/update_tools/inspect/README.md."""
 
 
 def run(words: list[str]) -> int:
@@ -72,7 +84,7 @@ def run(words: list[str]) -> int:
         print(SCHEMA.read_text(), end="")
         return 0
     if options.path is None:
-        parser().error("IMAGE is missing")
+        parser().error("IMAGE, DIRECTORY or ARTIFACT is missing")
     with _progress() as advance, Opener(progress=advance) as opener:
         report = inspect(
             options.path,
@@ -114,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
         prog="ota inspect", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = root.add_argument
-    add("path", metavar="IMAGE", nargs="?", type=Path, help="image, directory or artifact")
+    add("path", metavar="IMAGE|DIRECTORY|ARTIFACT", nargs="?", type=Path, help="what to look into")
     add("--artifact", metavar="FILE", type=Path, help="artifact that shall fit the image")
     add("-m", "--machine", default="", help="machine of the layer; default: the image's device type")
     add("--arch", default="", help=f"architecture: {', '.join(boards.ARCHITECTURES)}")
