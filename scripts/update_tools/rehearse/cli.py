@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ota rehearse`: the command line. Exit codes beside the usual ones: 3 when flaws were found, for CI."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from update_tools.rehearse.findings import CATALOGUE
+from update_tools.rehearse.rehearsal import CLOCK, PATIENCE_S, Options, rehearse
+from update_tools.rehearse.team import InputError, Team
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+EXIT_FOUND = 3
+_WIDTH_PIPED = 160
+_ABOUT = """\
+Run your own state scripts, pause hooks and artifact through the real agent, on a machine that is thrown
+away: an update in which nothing goes wrong, one for each way in which it can fail, and a kill of the agent or
+a power cut at each of their points; and each of these once more on the same device. Needs no board. What runs
+there is root there and nobody here: it can only write to the machine, and has no network.
+
+Waiting costs nothing: the machine's clock leaps over retries, windows and limits. If no script of DIR is
+executable they are taken as files of a recipe, which installs them with mode 0755."""
+_EPILOG = """\
+Exit codes: 0 nothing wrong, 2 cannot be rehearsed, 3 flaws were found (with --strict: or warnings).
+
+  ota rehearse --scripts meta-product/recipes-core/product-scripts/files --html rehearsal.html
+  ota rehearse --scripts scripts --hooks pause.d --artifact product-2.mender --conf mender.conf --quick"""
+
+
+def run(words: list[str]) -> int:
+    """One rehearsal. Raises SystemExit for wrong usage, UpdateError for what cannot be rehearsed."""
+    options = parser().parse_args(words)
+    if options.list:
+        return _list()
+    team = Team(
+        options.scripts,
+        hooks=options.hooks,
+        artifact=options.artifact,
+        conf=options.conf,
+        root=options.root,
+    )
+    for path in (options.html,):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise InputError(f"there is no folder {path.parent} for {path.name}")
+    with _progress() as progress:
+        rehearsal = rehearse(team, options_of(options), progress=progress)
+    if options.html is not None:
+        from update_tools.rehearse.html import page
+
+        options.html.write_text(page(rehearsal), encoding="utf-8")
+    if options.json:
+        from update_tools.rehearse.report import document
+
+        print(json.dumps(document(rehearsal), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from update_tools.rehearse.report import show
+
+        show(rehearsal, Console(width=None if sys.stdout.isatty() else _WIDTH_PIPED))
+        if options.html is not None:
+            print(f"report: {options.html}", file=sys.stderr)
+    found = rehearsal.errors or (options.strict and len(rehearsal.findings))
+    return EXIT_FOUND if found else 0
+
+
+def options_of(options: argparse.Namespace) -> Options:
+    """The options of the command line that a rehearsal takes."""
+    return Options(
+        quick=options.quick,
+        every_point=options.every_point,
+        ignored=options.ignore,
+        persistent=options.persistent,
+        patience_s=options.timeout,
+        clock=options.clock,
+        jobs=options.jobs,
+        sample=options.sample,
+        only=options.only,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = argparse.ArgumentParser(
+        prog="ota rehearse",
+        description=_ABOUT,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    given = root.add_argument_group("what is rehearsed").add_argument
+    given("--scripts", metavar="DIR", type=Path, help="state scripts, of the image and of the artifact")
+    given(
+        "--hooks", metavar="DIR", type=Path, help="pause hooks (NN-name.json); their programs may lie beside"
+    )
+    given(
+        "--artifact",
+        metavar="FILE",
+        type=Path,
+        help="the artifact: its own scripts count; a root file system is replaced by a small one",
+    )
+    given("--conf", metavar="FILE", type=Path, help="the product's mender.conf, for its time limits")
+    given(
+        "--root",
+        metavar="DIR",
+        type=Path,
+        help="more files of the device that scripts need, laid over the machine's root",
+    )
+    how = root.add_argument_group("how").add_argument
+    how("--quick", action="store_true", help="nothing goes wrong, and each failure once: no kills")
+    how(
+        "--every-point",
+        action="store_true",
+        help="kill at all points of the undisturbed update, not those of note",
+    )
+    how("--sample", metavar="N", type=int, default=1, help="only every n-th of the kills")
+    how("--only", metavar="PATTERN", action="append", default=[], help="only scenarios of such names")
+    how(
+        "--ignore",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a file or folder that may differ, such as /data/log; with * and ?",
+    )
+    how(
+        "--persistent",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a folder that survives updates, beside /data",
+    )
+    how(
+        "--timeout",
+        metavar="S",
+        type=float,
+        default=PATIENCE_S,
+        help="a script that shows no life for so long is taken for hanging (%(default)s)",
+    )
+    how("--clock", metavar="HH:MM", default=CLOCK, help="when each rehearsal begins, in UTC (%(default)s)")
+    how("--jobs", metavar="N", type=int, default=0, help="machines at a time; default: one for each core")
+    how(
+        "--board",
+        action="store_true",
+        help="on a virtual board instead (minutes): fewer scenarios, all of it real",
+    )
+    out = root.add_argument_group("what comes of it").add_argument
+    out("--html", metavar="FILE", type=Path, help="write a report with timelines, one file")
+    out("--json", action="store_true", help="print one JSON document with all details")
+    out("--strict", action="store_true", help="warnings count as errors")
+    out("--list", action="store_true", help="list everything that can be found")
+    return root
+
+
+def _list() -> int:
+    for name, (severity, hint) in CATALOGUE.items():
+        print(f"{severity:8}{name:24}{hint}")
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], object]]:
+    """Shows on a terminal how far it is and how long it will take; elsewhere a line for each part."""
+    started: dict[str, float] = {}
+    if not sys.stderr.isatty():
+
+        def tell(what: str, done: int, of: int) -> None:
+            started.setdefault(what, time.monotonic())
+            if done == of > 1:
+                print(f"{what}: {of} in {time.monotonic() - started[what]:.0f} s", file=sys.stderr)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, object] = {}
+
+        def advance(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=of)
+            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
+
+        yield advance
