@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from update_agent.states import POINTS, WIRE_POINTS
-from update_tools.bench import boards, rootfs
-from update_tools.bench.qemu import DESK
-from update_tools.demo.artifacts import make_artifact
-from update_tools.server import run
 
-from .conftest import KIND, Images, NewBoard
-from .test_update import PAUSES, SETTINGS, A, B, Field
+from .conftest import VIRTUAL, Lab, opened
+from .field import PAUSES, Field
 
 pytestmark = pytest.mark.board
 
@@ -34,18 +29,21 @@ file=/data/hooks/${UPDATE_STATE}_$UPDATE_ACTION
 [ -e "$file" ] || exit 0
 exit "$(cat "$file")"
 """
+# fmt: off
 #        Download_Enter  _Leave     Install_Enter  _Leave     Reboot_Enter  _Leave     Commit_Enter
 HELD = (("hook",         "command", "server",      "dbus",    "command",    "hook",    "dbus"),
         ("command",      "dbus",    "hook",        "command", "server",     "dbus",    "hook"),
-        ("dbus",         "hook",    "command",     "hook",    "dbus",       "command", "server"))  # fmt: skip
-FAILED = ("dbus",        "hook",    "server",      "command", "hook",       "dbus",    "server")  # fmt: skip
+        ("dbus",         "hook",    "command",     "hook",    "dbus",       "command", "server"),
+        ("",             "",        "dbus",        "",        "hook",       "",        "command"))
+FAILED = ("dbus",        "hook",    "server",      "command", "hook",       "dbus",    "server")
+# fmt: on
 
 
 class Product(Field):
     """A device whose image has pause hooks at every point that ask a program, and people who hold updates."""
 
     def command(self, text: str) -> str:
-        return self.board.check(text)
+        return self.device.check(text)
 
     def dbus(self, member: str, argument: str) -> None:
         target = "--dest=org.metaupdate.Update /org/metaupdate/Update"
@@ -65,6 +63,7 @@ class Product(Field):
 
     def begin(self, ways: dict[str, str]) -> None:
         """Hold the next update at these points in these ways, then deploy."""
+        self.choose("good")
         states: dict[str, Any] = {}
         for point, way in ways.items():
             if way == "hook":
@@ -79,8 +78,7 @@ class Product(Field):
         else:
             self.dbus("SetControlMap", json.dumps({"id": APP, "states": local}))
         self._app_states = local
-        control = {"states": states} if states else None
-        self.deployment = self.management.deploy("held", self.image.stem, map=control, force=True)
+        self.begin_deployment({"states": states} if states else None)
 
     def until_held(self, point: str, way: str) -> None:
         """Until server and device say so, each in its words, and the device names who holds it.
@@ -90,8 +88,8 @@ class Product(Field):
         words = (PAUSES.get(point, ""), "")
         if point not in WIRE_POINTS:
             words = (REPORTED[point.partition("_")[0]], f"paused at {point}")
-        self.until(lambda: (self.device["status"], self.device["substate"]) == words, f"the report {words}")
-        self.until(lambda: self.paused_at() == point, f"the device's pause at {point}")
+        self.until(lambda: (self.told["status"], self.told["substate"]) == words, f"the report {words}")
+        self.until(lambda: self.device.paused_at() == point, f"the device's pause at {point}")
         who = {
             "hook": "pause hook /etc",
             "command": "a command",
@@ -123,9 +121,8 @@ class Product(Field):
 
 
 @pytest.fixture(scope="module")
-def product_images(images: Images, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Root file systems of version 1 and 2 with the hooks; beside the second one is its artifact."""
-    images("1")  # skips without QEMU
+def product_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A board whose systems have the hooks; both tests use it."""
     when = {"program": "/usr/libexec/ask", "interval_s": 2}
     files = {
         f"/etc/mender/pause.d/{number}0-{point.lower()}.json": json.dumps(
@@ -134,59 +131,49 @@ def product_images(images: Images, tmp_path_factory: pytest.TempPathFactory) -> 
         for number, point in enumerate(POINTS, 1)
     }
     files["/usr/libexec/ask"] = ASK
-    place = tmp_path_factory.mktemp("product")
-    one, two = (
-        rootfs.make_rootfs(place / f"product-{n}.ext4", boards.kind(KIND), version=n, extra_files=files)
-        for n in "12"
-    )
-    make_artifact(two, two.stem, "virt64")
-    return one, two
+    with opened(VIRTUAL[0], tmp_path_factory.mktemp("product"), files) as made:
+        yield made
 
 
 @pytest.fixture
-def product(tmp_path: Path, product_images: tuple[Path, Path], new_board: NewBoard) -> Iterator[Product]:
-    """A booted board with version 1 in slot A, and version 2 on the server."""
-    one, two = product_images
-    with run.start(tmp_path / "server", auto_accept=True) as server:
-        board = new_board(one, settings={**SETTINGS, "ServerURL": f"http://{DESK}:{server.port}"})
-        board.boot()
-        product = Product(board, server, lambda *_: two)
-        product.image = two
-        product.management.upload(two.with_suffix(".mender"))
-        product.until_known()
-        yield product
+def product(product_lab: Lab) -> Product:
+    """The board, with nothing held."""
+    product = Product(product_lab.device, product_lab.server.management(), product_lab.systems)
+    product.command("rm -rf /data/hooks")
+    product.theirs({"id": APP})
+    return product
 
 
 def test_every_point_is_held_over_a_power_cut_and_let_go(product: Product) -> None:
-    runs, other = A, B
     for row, held in enumerate(HELD):
-        ways = dict(zip(POINTS, held, strict=True))
+        ways = {point: way for point, way in zip(POINTS, held, strict=True) if way}
+        new = product.device.other(product.slot)
         product.begin(ways)
         for point, way in ways.items():
             product.until_held(point, way)
-            slot = other if point in {"ArtifactReboot_Leave", "ArtifactCommit_Enter"} else runs
+            slot = new if point in {"ArtifactReboot_Leave", "ArtifactCommit_Enter"} else product.slot
             if row == 0:  # the others show who can hold, this one that it lasts
-                assert product.cut_and_boot() == slot, f"paused at {point}"
+                assert product.device.cut_and_boot() == slot, f"paused at {point}"
                 product.until_held(point, way)
-            assert f"root=/dev/mmcblk0p{slot} " in product.command("cat /proc/cmdline")
+            assert product.device.runs_from() == slot
             if way == "dbus":
                 # The clock is set, as by the first synchronization: the map does not expire by that.
                 product.command("date -s '2035-01-01 00:00:00'")
                 product.until_held(point, way)
             product.let_go(point, way)
-        product.ends_as("success", other, "2")
-        runs, other = other, runs
+        product.ends_as("success")
 
 
 def test_every_point_is_held_over_a_power_cut_and_failed(product: Product) -> None:
+    new = product.device.other(product.slot)
     for point, way in zip(POINTS, FAILED, strict=True):
         product.begin({point: way})
         product.until_held(point, way)
-        slot = B if point in {"ArtifactReboot_Leave", "ArtifactCommit_Enter"} else A
+        slot = new if point in {"ArtifactReboot_Leave", "ArtifactCommit_Enter"} else product.slot
         if not point.startswith("Download"):  # seen above, and nothing is at stake there
-            assert product.cut_and_boot() == slot, f"paused at {point}"
+            assert product.device.cut_and_boot() == slot, f"paused at {point}"
             product.until_held(point, way)
         product.fail(point, way)
-        product.ends_as("failure", A, "1", "told to fail")
+        product.ends_as("failure", "told to fail")
         product.command("rm -rf /data/hooks")
         product.theirs({"id": APP})
