@@ -158,7 +158,7 @@ class Torture:
             if self._status() in judge.FINAL:
                 self._finish()
                 self._begin(cut.variant)
-            time.sleep(max(0.0, min(0.2, deadline - time.monotonic())))
+            time.sleep(max(0.0, min(0.5, deadline - time.monotonic())))
         status = self._status()
         self._board.power_cut()
         after_s = time.monotonic() - started
@@ -265,7 +265,7 @@ class Torture:
             if time.monotonic() > deadline:
                 log = self._board.shell("tail -n 20 /data/log/update-agent.log").output
                 raise UpdateError(f"{what} did not come within {LIMIT_S:g} s", hint=f"the agent says:\n{log}")
-            time.sleep(0.1)
+            time.sleep(0.3)
 
     # Systems and artifacts, made when first wanted
 
