@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.unit.inspect_card import check_against_debugfs
 
-from update_tools.artifact import Contents, Software, with_software, write
+from update_tools.artifact import Contents, Packing, Software, with_software, write
 from update_tools.bench import boards, rootfs
 from update_tools.bench.qemu import Board
 from update_tools.inspect.cli import inspect
@@ -37,7 +37,7 @@ def test_a_good_card_and_its_artifact(tmp_path: Path, kind: str) -> None:
     card = Board.create(tmp_path / "board", image, kind=kind).disk
     artifact = tmp_path / "release-1.mender"
     contents = Contents("release-1", [row.machine], "rootfs-image", files=[image])
-    write(with_software(contents, Software()), artifact)
+    write(with_software(contents, Software()), artifact, Packing("none"))
 
     report = _inspect(card, with_artifact=artifact)
     assert _found(report) <= {("warning", *warning) for warning in WARNINGS}

@@ -11,7 +11,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,8 @@ from update_tools.bench.tools import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from update_tools.inspect.ext4 import Ext4Tree
 
 MACHINE = "raspberrypi4-64"  # its firmware takes the device tree from the boot partition
 MIB = 1 << 20
@@ -280,6 +284,33 @@ def _kept(make: Callable[[Path], None], kind: str, key: str) -> Path:
     if not path.exists():
         make(path)
     return path
+
+
+def check_against_debugfs(tree: Ext4Tree, image: Path, scratch: Path) -> None:
+    """Every file that debugfs lists, by `ls -l` with its numbers, and its content by `rdump`."""
+    dumped = scratch / "dumped"
+    dumped.mkdir()
+    run(["debugfs", "-R", f"rdump / {dumped}", image])
+    directories = [path for path, entry in tree.entries.items() if entry.is_directory]
+    listed = subprocess.run(
+        ["/usr/sbin/debugfs", "-f", "-", str(image)],
+        input="".join(f'ls -p "{path}"\n' for path in directories),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = sorted(re.findall(r"^/\d+/(\d+)/(\d+)/(\d+)/([^/]+)/", listed, re.MULTILINE))
+    ours = [
+        (f"{entry.mode:06o}", str(entry.uid), str(entry.gid), path.rpartition("/")[2])
+        for path, entry in tree.entries.items()
+        if path != "/"
+    ]
+    assert sorted(ours) == [row for row in found if row[3] not in {".", ".."}]
+    for path, entry in tree.entries.items():
+        if entry.is_file:
+            assert tree.content(entry, 1 << 30) == (dumped / path[1:]).read_bytes()
+        elif entry.is_link:
+            assert entry.target == os.readlink(dumped / path[1:])
 
 
 def missing_tools() -> list[str]:

@@ -22,6 +22,7 @@ from tests.unit.inspect_card import (
     MIB,
     Card,
     boot_script,
+    check_against_debugfs,
     devicetree,
     missing_tools,
     program,
@@ -117,33 +118,6 @@ def test_ext4_as_debugfs_reads_it(tmp_path: Path) -> None:
     with open(image, "rb") as file:
         tree = Ext4Tree(file, 0, "root")
         check_against_debugfs(tree, image, tmp_path)
-
-
-def check_against_debugfs(tree: Ext4Tree, image: Path, scratch: Path) -> None:
-    """Every file that debugfs lists, by `ls -l` with its numbers, and its content by `rdump`."""
-    dumped = scratch / "dumped"
-    dumped.mkdir()
-    run(["debugfs", "-R", f"rdump / {dumped}", image])
-    directories = [path for path, entry in tree.entries.items() if entry.is_directory]
-    listed = subprocess.run(
-        ["/usr/sbin/debugfs", "-f", "-", str(image)],
-        input="".join(f'ls -p "{path}"\n' for path in directories),
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    found = sorted(re.findall(r"^/\d+/(\d+)/(\d+)/(\d+)/([^/]+)/", listed, re.MULTILINE))
-    ours = [
-        (f"{entry.mode:06o}", str(entry.uid), str(entry.gid), path.rpartition("/")[2])
-        for path, entry in tree.entries.items()
-        if path != "/"
-    ]
-    assert sorted(ours) == [row for row in found if row[3] not in {".", ".."}]
-    for path, entry in tree.entries.items():
-        if entry.is_file:
-            assert tree.content(entry, 1 << 30) == (dumped / path[1:]).read_bytes()
-        elif entry.is_link:
-            assert entry.target == os.readlink(dumped / path[1:])
 
 
 def test_features_that_are_not_known_are_told(tmp_path: Path) -> None:
