@@ -38,7 +38,9 @@ def rendered(build: Build) -> tuple[str, str]:
     text = (build.layer / "files/wic" / name).read_text()
     for variable, value in layer.BUILD.items():  # where a build has its files, which are made here instead
         text = text.replace(f"${{{variable}}}", value)
-    return name, build.expand(text)
+    return name, build.expand(text).replace(
+        build.expand("${DEPLOY_DIR_IMAGE}"), layer.BUILD["DEPLOY_DIR_IMAGE"]
+    )
 
 
 def material(folder: Path, env_bytes: int, slot_bytes: int) -> dict[str, Path]:
@@ -54,8 +56,11 @@ def material(folder: Path, env_bytes: int, slot_bytes: int) -> dict[str, Path]:
 def card(folder: Path, text: str, env_bytes: int) -> tuple[wks.Card, Path]:
     """The card that the interpreter makes."""
     made = wks.parse(text, "x.wks")
-    made.place(lambda _: env_bytes)
     boot_files = material(folder, env_bytes, int(SMALL["UPDATE_ROOTFS_SIZE_MB"]) << 20)
+    for part in made.parts:
+        if part.source == "rawcopy" and not (folder / part.file).exists():  # a boot loader
+            (folder / part.file).write_bytes(b"\x33" * 8192)
+    made.place(lambda file: (folder / file).stat().st_size)
     wks.write(made, folder / "card", folder=folder, boot_files=boot_files, size_bytes=made.used_bytes)
     return made, folder / "card"
 
@@ -115,7 +120,7 @@ def test_every_machines_card_is_made_as_its_wks_says(tmp_path: Path, machine: st
         if part.file == layer.BUILD["UPDATE_UBOOT_ENV_IMAGE"]:
             assert data[part.start : part.end] == b"\x55" * env_bytes
         elif part.source == "rawcopy":
-            assert data[part.start : part.end] == b"\xaa" * part.size
+            assert data[part.start : part.end] == (b"\xaa" if part.is_in_table else b"\x33") * part.size
         elif part.source == "bootimg-partition":
             listed = ["mdir", "-b", "-i", f"{disk}@@{part.start}", "::"]
             assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split() == [

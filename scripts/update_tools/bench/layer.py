@@ -29,6 +29,7 @@ FIRST_ENVIRONMENT = "recipes-bsp/update-uboot-env/files/update-env.txt.in"
 
 BUILD = {
     "UPDATE_UBOOT_ENV_IMAGE": "update-uboot-env.bin",
+    "DEPLOY_DIR_IMAGE": ".",
     "IMGDEPLOYDIR": ".",
     "IMAGE_LINK_NAME": "slot",
     "IMAGE_ROOTFS": "rootfs",
@@ -53,6 +54,7 @@ _ROLES = {"/boot": "BOOT", "/": "A", "/data": "DATA"}
 _ASSIGNMENT = re.compile(r"""([A-Z][A-Za-z0-9_-]*)\s*(\?\?=|\?=|=)\s*(["'])(.*)\3\s*""")
 _INCLUDE = re.compile(r"(?:require|include)\s+(\S+)\s*")
 _REFERENCE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
+_EXPANSION = re.compile(r"\$\{(@[^}]*|\w+)\}")
 _PLACEHOLDER = re.compile(r"@@([A-Z][A-Z0-9_]*)@@")
 
 
@@ -76,7 +78,10 @@ def rendered(path: str, values: Mapping[str, str], layer: Path = LAYER) -> str:
         except KeyError:
             raise BenchError(f"{path}: ${{{match[1]}}} is not set") from None
 
-    return re.sub(r"\$\{(@[^}]*|\w+)\}", value, (layer / path).read_text())
+    text = (layer / path).read_text()
+    while (more := _EXPANSION.sub(value, text)) != text:
+        text = more
+    return text
 
 
 def packages(variable: str, layer: Path = LAYER) -> dict[str, list[str]]:
@@ -182,7 +187,7 @@ class Layout:
     def __init__(self, values: Mapping[str, str], layer: Path = LAYER) -> None:
         self.env_bytes = int(values["UPDATE_UBOOT_ENV_SIZE"], 0)
         self.card = wks.parse(rendered(WKS, {**values, **BUILD}, layer), WKS)
-        self.card.place({BUILD["UPDATE_UBOOT_ENV_IMAGE"]: self.env_bytes}.__getitem__)
+        self.card.place(lambda file: self.env_bytes if file == BUILD["UPDATE_UBOOT_ENV_IMAGE"] else 0)
         parts = {_ROLES.get(part.mountpoint, "B"): part for part in self.card.parts if part.is_in_table}
         copies = [part.start for part in self.card.parts if part.file == BUILD["UPDATE_UBOOT_ENV_IMAGE"]]
         if set(parts) != {"BOOT", "A", "B", "DATA"} or len(copies) != 2:
