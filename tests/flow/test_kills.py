@@ -8,15 +8,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from update_tools.conform import judge, kills, local_bus
+from update_tools.conform import judge, kills, local_bus, pi
 from update_tools.conform.kill_run import NotReached, Run
 from update_tools.conform.kill_updates import CUT, KILL, TORN, UPDATES, Update, is_usual, kills_of
 from update_tools.conform.launcher import Launcher
 from update_tools.conform.scenarios import Difference
 
 BY_NAME = {update.name: update for update in UPDATES}
-WHOLE = [update.name for update in UPDATES if update.pause is None]
-PAUSED = [update.name for update in UPDATES if update.pause is not None]
+NO_PI = pi.missing()
+needs_pi = pytest.mark.skipif(bool(NO_PI), reason=NO_PI)
+WHOLE = [
+    pytest.param(update.name, marks=needs_pi if update.is_tryboot else ())
+    for update in UPDATES
+    if update.pause is None
+]
+PAUSED = [update.name for update in UPDATES if update.pause is not None and not update.is_tryboot]
+TRYBOOT = [update.name for update in UPDATES if update.pause is not None and update.is_tryboot]
 pytestmark = pytest.mark.skipif(
     shutil.which("fw_setenv") is None, reason="needs fw_setenv (Debian's libubootenv-tool)"
 )
@@ -36,7 +43,7 @@ def said_of(names: list[str], sample: int) -> tuple[int, str]:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_updates(name: str) -> None:
-    failures, said = said_of([name], 31)
+    failures, said = said_of([name], 61 if name.startswith("tryboot") else 31)
     assert not failures, said
 
 
@@ -44,6 +51,23 @@ def test_pauses() -> None:
     names = [name for name in PAUSED if not (name.startswith("bus") and local_bus.missing())]
     failures, said = said_of(names, 29)
     assert not failures, said
+
+
+@needs_pi
+def test_pauses_with_a_raspberry_pis_firmware() -> None:
+    failures, said = said_of(TRYBOOT, 31)
+    assert not failures, said
+
+
+@needs_pi
+def test_points_of_tryboot(launcher: Launcher) -> None:
+    points = Run(launcher, BY_NAME["tryboot-success"], None).play()
+    names = [name for _, name in points]
+    assert names.count("write dev/mmcblk0p1") == 1  # autoboot.txt, by the commit
+    assert {step for step, name in points if name == "write dev/mmcblk0p1"} == {"commit"}
+    assert {step for step, name in points if "mmcblk0p3" in name} == {"install"}
+    assert "start systemctl reboot" in names
+    assert not [name for name in names if "environment" in name]
 
 
 def test_every_kind_of_point_is_found(launcher: Launcher) -> None:

@@ -129,10 +129,8 @@ class Facts:
     """What is true of the device at one moment."""
 
     def __init__(self, device: AbDevice) -> None:
-        environment = device.environment()
+        values, self.damage = device.boot_variables()
         store = Store(device.path("store"), Log(stream=sys.stderr))
-        values = environment.values
-        self.copies_ok = all(copy.is_valid for copy in environment.copies)
         self.boot_part = values.get("mender_boot_part", "")
         self.boot_part_hex = values.get("mender_boot_part_hex", "")
         self.upgrade_available = values.get("upgrade_available", "")
@@ -152,8 +150,8 @@ class Facts:
 
     def wrong_environment(self, *, may_be_torn: bool = False) -> str:
         """What is not as it must be after an update; empty if nothing. One copy may be damaged if it may."""
-        if not (self.copies_ok or may_be_torn):
-            return "a copy of the boot environment is damaged"
+        if self.damage and not may_be_torn:
+            return self.damage
         if self.upgrade_available != "0":
             return f"upgrade_available is {self.upgrade_available}"
         if self.boot_part != self.running:
@@ -165,6 +163,9 @@ class Facts:
 
 class AbDevice:
     """One throw-away device. Use as a context manager: the folder is removed unless it is to be kept."""
+
+    slots = ("2", "3")  # numbers of the root partitions
+    reboots_at_start = False  # the agent may do so before anything else
 
     def __init__(
         self, payload_type: str, *, reboot: str, faults: Mapping[str, int], keep: bool = False
@@ -179,7 +180,7 @@ class AbDevice:
         for folder in _FOLDERS:
             os.makedirs(self.path(folder))
         self.journal = Journal(self.path("journal"), self.path("store/scripts"))
-        self.running = "2"
+        self.running = self.slots[0]
         self._reboot = reboot
         self._faults = faults
         self.artifacts: dict[str, bytes] = {}
@@ -203,8 +204,7 @@ class AbDevice:
         self._write("lib.sh", _assignments(lab=self.root) + _LIBRARY)
         self._write("cmdline", "")
         self._write("boots", "0\n")
-        for part in ("2", "3"):
-            self._write(f"dev/mmcblk0p{part}", _OLD.decode())
+        self.partitions()
         self._write("system", _OLD.decode())
         self._program("data/identity/mender-device-identity", "echo mac=00:11:22:33:44:55\n")
         self._program("bin/reboot", 'echo "@ reboot" >>"$lab/journal"\nexec sleep 60\n')
@@ -213,7 +213,6 @@ class AbDevice:
             self._write(f"faults/{name}", f"{code}\n")
         for action in ACTIONS:
             self._program(f"conf/scripts/Download_{action}_00", _script(f"Download_{action}_00"))
-        self._boot_environment()
         self._mount_root()
         store = Store(self.path("store"), Log(stream=sys.stderr))
         store.write({"artifact-name": "old", "artifact-provides": json.dumps({f"{ROOTFS}.version": "old"})})
@@ -226,8 +225,7 @@ class AbDevice:
         """Write mender.conf, with short times."""
         document: Json = {
             "ServerURL": server_url,
-            "RootfsPartA": self.path("dev/mmcblk0p2"),
-            "RootfsPartB": self.path("dev/mmcblk0p3"),
+            **self.partitions_config(),
             "RetryFirstIntervalSeconds": 1,
             "RetryPollIntervalSeconds": 1,
             "UpdatePollIntervalSeconds": 1,
@@ -268,6 +266,35 @@ class AbDevice:
 
     # Boot loader
 
+    def partitions(self) -> None:
+        """Make the root partitions, and what the boot loader needs."""
+        for part in self.slots:
+            self._write(f"dev/mmcblk0p{part}", _OLD.decode())
+        self._boot_environment()
+
+    def partitions_config(self) -> Json:
+        """What mender.conf says of them."""
+        return {
+            f"RootfsPart{x}": self.path(f"dev/mmcblk0p{n}") for x, n in zip("AB", self.slots, strict=True)
+        }
+
+    def payload(self) -> bytes:
+        """The new system."""
+        return PAYLOAD
+
+    def boot_variables(self) -> tuple[dict[str, str], str]:
+        """What the boot loader will do, and what is damaged of it."""
+        environment = self.environment()
+        is_good = all(copy.is_valid for copy in environment.copies)
+        return environment.values, "" if is_good else "a copy of the boot environment is damaged"
+
+    def lose_power(self) -> None:
+        """What the hardware forgets: nothing here."""
+
+    def reboot_by_hand(self) -> None:
+        """As a person does who has read what the boot loader wants for it."""
+        self.boot()
+
     def boot(self) -> None:
         """What the boot loader does: count boots of a system that is not committed, and go back after one."""
         values = self.environment().values
@@ -288,6 +315,10 @@ class AbDevice:
                 )
             else:
                 self._set_environment({"bootcount": str(count)})
+        self.started(part)
+
+    def started(self, part: str) -> None:
+        """The system on a root partition runs."""
         self.running = part
         self._mount_root()
         if os.path.exists(self.path("linger")):
@@ -316,6 +347,10 @@ class AbDevice:
         with open(self.path(path), "rb") as file:
             content = file.read()
         return {_OLD: "old", PAYLOAD: "new"}.get(content, "neither")
+
+    def program(self, name: str, body: str) -> None:
+        """Write a program for the agent to find."""
+        self._program(name, body)
 
     # Pieces
 
@@ -370,7 +405,7 @@ class AbDevice:
             device_type=DEVICE_TYPE,
             payload_type=self.payload_type,
             scripts={script: self._text(_script(script)).encode() for script in names},
-            payload=PAYLOAD,
+            payload=self.payload(),
             type_info={
                 "artifact_provides": {f"{ROOTFS}.version": name},
                 "clears_artifact_provides": [f"{ROOTFS}.*"],

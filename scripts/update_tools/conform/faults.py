@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 BEFORE, AFTER = "before", "after"
 _PROGRAM_ARGUMENTS = 1  # of a program that its points name: a module's call
 _ENVIRONMENT_TOOL = "fw_setenv"
+_HOST = ("root", "mountinfo", "cmdline", "dev", "sys-ubi", "bootloader", "boot-id")  # as slots.Host has them
 
 
 class Points:
@@ -147,7 +148,8 @@ def _wrap_processes(points: Points) -> None:
     spawn, fork, waitpid = os.posix_spawn, os.fork, os.waitpid
 
     def wrapped_spawn(path: Any, argv: list[str], env: Any, **options: Any) -> int:
-        name = " ".join([os.path.basename(path), *argv[1 : 1 + _PROGRAM_ARGUMENTS]])
+        arguments = map(points.short, argv[1 : 1 + _PROGRAM_ARGUMENTS])
+        name = " ".join([os.path.basename(path), *arguments])
         if os.path.basename(path) == _ENVIRONMENT_TOOL:
             name = "environment write"
         is_chosen = points.enter(f"start {name}")
@@ -192,9 +194,7 @@ def _wrap_requests(points: Points) -> None:
 
 def main(folder: str, arguments: list[str]) -> int:
     """Run the agent in the folder's machine; arguments are the agent's."""
-    slots.Host.__init__.__defaults__ = (
-        *(os.path.join(folder, name) for name in ("root", "mountinfo", "cmdline", "dev", "sys-ubi")),
-    )
+    slots.Host.__init__.__defaults__ = (*(os.path.join(folder, name) for name in _HOST),)
     install(Points(folder))
     return agent.main(arguments)
 

@@ -116,6 +116,7 @@ class Run:
             self._power_off()
             if self._kill.way == TORN and self._kills == 1:
                 self._device.tear_environment()
+            self._device.lose_power()
             self._reboots = self._count_reboots()
             self._device.boot()
         self._restart(*arguments)
@@ -245,7 +246,7 @@ class Run:
             facts = Facts(self._device)
             if facts.boot_part != facts.running:
                 self._power_off()
-                self._device.boot()
+                self._device.reboot_by_hand()
             elif facts.in_state is None:
                 break
             self._device.journal.note(judge.RESTART)
@@ -322,6 +323,9 @@ class Run:
         if self._update.reboot == "Yes":
             unseen.append("reboot")  # by the module, whose call was seen
         events = [event for event in lines[: lines.index(NEXT)] if not event.startswith(tuple(unseen))]
+        if self._device.reboots_at_start:
+            both = zip(events, ["", *events], strict=False)
+            events = [event for event, before in both if (event, before) != ("reboot", judge.RESTART)]
         wrong = judge.first_wrong(
             events, is_standalone=self._update.is_standalone, has_module=self._update.payload_type == MODULE
         )

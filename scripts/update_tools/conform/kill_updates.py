@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from update_agent.errors import UpdateError
 from update_agent.states import DAEMON_STEPS, POINTS, WIRE_POINTS
 from update_tools.conform.ab_device import MODULE, ROOTFS, AbDevice
+from update_tools.conform.try_device import TryDevice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ class Update:
         faults: dict[str, int] | None = None,
         pause: Pause | None = None,
         is_standalone: bool = False,
+        is_tryboot: bool = False,
     ) -> None:
         self.name = name
         self.end = end  # success or failure
@@ -50,17 +52,20 @@ class Update:
         self.faults = faults or {}
         self.pause = pause
         self.is_standalone = is_standalone
+        self.is_tryboot = is_tryboot
 
     def device(self, *, keep: bool) -> AbDevice:
         """A fresh device for it."""
-        return AbDevice(self.payload_type, reboot=self.reboot, faults=self.faults, keep=keep)
+        kind = TryDevice if self.is_tryboot else AbDevice
+        return kind(self.payload_type, reboot=self.reboot, faults=self.faults, keep=keep)
 
 
-def _paused(point: str, by: str, end: str, end_by: str = "") -> Update:
-    name = f"{by}-pauses-{point.replace('_', '-')}-{end}"
+def _paused(point: str, by: str, end: str, end_by: str = "", *, is_tryboot: bool = False) -> Update:
+    name = f"{'tryboot-' if is_tryboot else ''}{by}-pauses-{point.replace('_', '-')}-{end}"
     if end_by:
         name += f"-by-{end_by}"
-    return Update(name, "success" if end == "continue" else "failure", pause=Pause(point, by, end, end_by))
+    pause = Pause(point, by, end, end_by)
+    return Update(name, "success" if end == "continue" else "failure", pause=pause, is_tryboot=is_tryboot)
 
 
 UPDATES = (
@@ -90,6 +95,20 @@ UPDATES = (
     # Points of our own, which no server knows.
     *(_paused(point, "command", "continue") for point in POINTS if point not in WIRE_POINTS),
     *(_paused(point, "hook", "fail") for point in POINTS if point not in WIRE_POINTS),
+    # The same with Raspberry Pi's firmware as the boot loader.
+    Update("tryboot-success", "success", is_tryboot=True),
+    Update("tryboot-rollback", "failure", is_tryboot=True, faults={"ArtifactReboot_Leave_00": 1}),
+    Update("tryboot-commit-refused", "failure", is_tryboot=True, faults={"ArtifactCommit_Enter_00": 1}),
+    Update("tryboot-standalone", "success", is_tryboot=True, is_standalone=True),
+    *(
+        _paused(point, "command", end, is_tryboot=True)
+        for point, end in (
+            ("ArtifactInstall_Leave", "continue"),
+            ("ArtifactReboot_Enter", "continue"),
+            ("ArtifactReboot_Leave", "fail"),
+            ("ArtifactCommit_Enter", "continue"),
+        )
+    ),
 )
 
 
