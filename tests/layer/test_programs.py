@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,80 @@ def test_data_partition_grows_into_what_is_free(tmp_path: Path, free_sectors: in
     assert f"start={starts[3]},size={sizes[3] + (free_sectors if grown else 0)}," in last
     resize = f"resize2fs {card}p4\n"
     assert calls.read_text() == (f"partx --update --nr 4 {card}\n{resize}" if grown else resize)
+
+
+class Service:
+    """The init script of sysvinit, with an agent that writes down its process and what ended it."""
+
+    def __init__(self, folder: Path, agent: str) -> None:
+        self.started = folder / "started"
+        program = folder / "agent"
+        program.write_text(f'#!/bin/sh\necho "$$ $*" >>{self.started}\n{agent}\n')
+        program.chmod(0o755)
+        self.script = folder / "update-agent"
+        shutil.copy(AGENT_FILES / "update-agent.init", self.script)
+        self.script.chmod(0o755)
+        self.env = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "UPDATE_AGENT": str(program),
+            "UPDATE_RUN": str(folder),
+            "UPDATE_LOG": str(folder),
+            "UPDATE_RESTART_S": "0",
+        }
+
+    def call(self, verb: str) -> int:
+        return subprocess.run([self.script, verb], env=self.env, capture_output=True, check=False).returncode
+
+    def processes(self, count: int) -> list[int]:
+        """Wait until the agent was started so often."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            lines = self.started.read_text().splitlines() if self.started.exists() else []
+            if len(lines) >= count:
+                return [int(line.split()[0]) for line in lines]
+            time.sleep(0.05)
+        raise AssertionError(f"not started {count} times")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_sysvinit_starts_an_agent_that_ended_again(tmp_path: Path) -> None:
+    service = Service(tmp_path, "exec sleep 600")
+    assert service.call("status") == 3
+    assert service.call("start") == 0
+    try:
+        (first,) = service.processes(1)
+        assert service.call("start") == 0  # once is enough
+        assert service.call("status") == 0
+        os.kill(first, signal.SIGKILL)
+        _, second = service.processes(2)
+        assert service.call("restart") == 0
+        *_, third = service.processes(3)
+        assert [is_alive(pid) for pid in (first, second, third)] == [False, False, True]
+        assert (
+            service.started.read_text()
+            .splitlines()[0]
+            .endswith(f" --log-file {tmp_path}/update-agent.log daemon")
+        )
+    finally:
+        assert service.call("stop") == 0
+    assert not is_alive(third)
+    assert service.call("status") == 3
+    assert service.call("stop") == 0
+    assert service.processes(3)[3:] == []
+
+
+def test_sysvinit_stops_between_two_starts(tmp_path: Path) -> None:
+    """An agent that ends at once is started again and again, until it is stopped."""
+    service = Service(tmp_path, "exit 1")
+    service.call("start")
+    service.processes(3)
+    assert service.call("stop") == 0
+    done = len(service.processes(3))
+    assert service.call("status") == 3
+    assert len(service.processes(done)) == done
