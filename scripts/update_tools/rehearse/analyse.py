@@ -246,7 +246,7 @@ def _compare(
 def _check_rollback(each: Played, survives: Sequence[str], findings: Findings) -> None:
     """After a failure, what scripts had changed is as before, unless others changed it on the way back."""
     update = each.updates[0]
-    if update.status != "failure" or update.stuck:
+    if update.status != "failure" or update.stuck or update.has_committed:
         return
     by: dict[str, str] = {}
     undone: set[str] = set()

@@ -6,17 +6,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from update_agent.hooks import load as load_hooks
 from update_tools.rehearse.findings import CATALOGUE
 from update_tools.rehearse.rehearsal import CLOCK, PATIENCE_S, Options, rehearse
 from update_tools.rehearse.team import InputError, Team
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from update_tools.rehearse.rehearsal import Rehearsal
 
 EXIT_FOUND = 3
 _WIDTH_PIPED = 160
@@ -51,7 +55,10 @@ def run(words: list[str]) -> int:
         if path is not None and not path.resolve().parent.is_dir():
             raise InputError(f"there is no folder {path.parent} for {path.name}")
     with _progress() as progress:
-        rehearsal = rehearse(team, options_of(options), progress=progress)
+        if options.board:
+            rehearsal = _on_board(team, options_of(options), progress)
+        else:
+            rehearsal = rehearse(team, options_of(options), progress=progress)
     if options.html is not None:
         from update_tools.rehearse.html import page
 
@@ -70,6 +77,18 @@ def run(words: list[str]) -> int:
             print(f"report: {options.html}", file=sys.stderr)
     found = rehearsal.errors or (options.strict and len(rehearsal.findings))
     return EXIT_FOUND if found else 0
+
+
+def _on_board(team: Team, options: Options, progress: Callable[[str, int, int], object]) -> Rehearsal:
+    from update_tools.bench.layer import REPOSITORY
+    from update_tools.rehearse import board
+
+    left_out = board.windows(load_hooks([str(team.hooks_from)]) if team.hooks_from else [])
+    if left_out:
+        print(f"left out, they would be waited for: {', '.join(left_out)}", file=sys.stderr)
+    (REPOSITORY / "build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="rehearse-", dir=REPOSITORY / "build") as folder:
+        return board.rehearse(team, options, Path(folder), progress=progress)
 
 
 def options_of(options: argparse.Namespace) -> Options:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from update_tools.rehearse.plan import START
 from update_tools.rehearse.report import counts, script_lines, without_scripts
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def page(rehearsal: Rehearsal) -> str:
         warnings=len(rehearsal.findings) - rehearsal.errors,
         lines=script_lines(rehearsal),
         missing=without_scripts(rehearsal),
+        titles={each.scenario.name: each.scenario.title for each in rehearsal.played},
         ids={each.scenario.name: f"scenario-{number}" for number, each in enumerate(rehearsal.played)},
         scenarios=[
             Drawn(each, is_open=each.scenario.name in flawed or number == 0)
@@ -89,21 +91,26 @@ class Timeline:
         self.is_disturbed = is_disturbed
         self._begin_s = self._first_s()
         self._span_s = max(update.seconds - self._begin_s, 0.001)
+        # What ran before the deployment was there, and while the next poll waits, is of no update.
+        self._runs = [run for run in update.runs if self._begin_s <= run.at_s <= update.seconds]
         self.states = list(self._states())
         self.bars = list(self._bars())
         self.marks = list(self._marks())
         rows = 1 + max((bar["row"] for bar in self.bars), default=-1)
         self.width = _WIDTH
         self.height = _TOP + _ROW * rows + 24
-        self.rows = [self._line(run) for run in update.runs]
+        self.rows = [self._line(run) for run in self._runs]
         self.leaps_s = sum(event["seconds"] for event in update.events if event["event"] == "leap")
 
     def _first_s(self) -> float:
-        """When the deployment was there: what the agent does before is nobody's."""
+        """When the agent set out to ask for the deployment."""
+        asked = 0.0
         for event in self.update.events:
-            if event["event"] == "step" and event["step"] == "sync.leave.update":
-                return float(event["at"] - self.update.start_s)
-        return 0.0
+            if event["event"] == "step" and event["step"] == START:
+                asked = float(event["at"] - self.update.start_s)
+            elif event["event"] == "step" and event["step"] == "sync.leave.update":
+                break
+        return asked
 
     def _x(self, seconds: float) -> float:
         part = min(1.0, max(0.0, (seconds - self._begin_s) / self._span_s))
@@ -137,11 +144,11 @@ class Timeline:
 
     def _bars(self) -> Iterator[Json]:
         ends: list[float] = []  # of the rows, in pixels
-        for run in self.update.runs:
+        for run in self._runs:
             x = self._x(run.at_s)
             width = max(_LEAST_WIDTH, self._x(run.at_s + run.seconds) - x)
             label = f"{run.name}: {run.result}"
-            needed = max(width, 6.6 * len(label) + 12)
+            needed = max(width, 7.3 * len(label) + 18)
             is_left = x + needed > _WIDTH
             begin = x - (needed - width) if is_left else x
             row = next((row for row, end in enumerate(ends) if end < begin), len(ends))

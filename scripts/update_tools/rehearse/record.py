@@ -136,6 +136,12 @@ class Update:
         }
 
     @property
+    def has_committed(self) -> bool:
+        """It went past the commit: what fails after that undoes nothing."""
+        steps = {event["step"] for event in self.events if event["event"] == "step"}
+        return any(DAEMON_STEPS[step].save == "update-after-commit" for step in steps if step in DAEMON_STEPS)
+
+    @property
     def is_killed(self) -> bool:
         """The kill took place."""
         return any(event["event"] in {"killed", "cut"} for event in self.events)

@@ -116,7 +116,7 @@ class Template:
         ):
             self._put(self.usr / name, text, 0o755)
         for name, hook in self.team.hooks.items():
-            program = _program_of(hook)
+            program = program_of(hook)
             beside = program_beside(self.team, program) if program else None
             if beside is not None and program.startswith("/usr/"):
                 self._put(self.folder / program.lstrip("/"), beside.read_bytes(), 0o755)
@@ -236,7 +236,8 @@ class Template:
         self.artifact.write_bytes(data)
 
 
-def _program_of(hook: bytes) -> str:
+def program_of(hook: bytes) -> str:
+    """The program that a hook's file names; empty if it names none."""
     try:
         program = json.loads(hook)["when"]["program"]
     except (ValueError, KeyError, TypeError):
