@@ -14,10 +14,11 @@ import pytest
 
 from update_agent.states import DAEMON_STEPS
 from update_tools.conform import artifact as small
-from update_tools.rehearse import plan, rehearsal, sandbox
+from update_tools.rehearse import board, plan, rehearsal, sandbox
 from update_tools.rehearse.cli import run
 from update_tools.rehearse.findings import CATALOGUE
 from update_tools.rehearse.html import page
+from update_tools.rehearse.record import Update
 from update_tools.rehearse.team import InputError, Team
 
 REPOSITORY = Path(__file__).parents[2]
@@ -315,6 +316,64 @@ def test_a_planted_flaw_is_found(name: str, tmp_path: Path) -> None:
     assert others <= {"script-fails", "hook-breaks"}, [f.document() for f in done.findings]
 
 
+@needs_machines
+def test_what_may_differ_is_not_found(tmp_path: Path) -> None:
+    scripts = write(tmp_path, {"ArtifactInstall_Enter_10_x": 'echo more >>"$UPDATE_DATA_DIR/log/history"'})
+    (tmp_path / "ArtifactInstall_Enter_05_x").write_text('#!/bin/sh\nmkdir -p "$UPDATE_DATA_DIR/log"\n')
+    (tmp_path / "ArtifactInstall_Enter_05_x").chmod(0o755)
+    options = rehearsal.Options(quick=True, only=["nothing more"], ignored=["/data/mender/log"])
+    assert not list(rehearsal.rehearse(Team(scripts), options).findings)
+
+
+@needs_machines
+def test_the_machine_looks_like_the_device(tmp_path: Path) -> None:
+    """What scripts find there: the slot they run from, boot environment, data partition, their variables."""
+    text = """
+        grep -q "root=$UPDATE_ACTIVE_DEVICE" /proc/cmdline
+        [ "$(fw_printenv -n upgrade_available)" = 1 ]
+        [ "$UPDATE_ACTIVE_DEVICE" != "$UPDATE_INACTIVE_DEVICE" ]
+        [ "$(readlink -f /var/lib/mender)" = /data/mender ]
+        [ "$UPDATE_STATE $UPDATE_ACTION" = "ArtifactReboot Leave" ]
+        [ ! -e /run/before-reboot ] && [ ! -e /etc/before-reboot ] && [ -e /data/before-reboot ]
+        systemctl is-active --quiet some.service
+    """
+    before = "touch /run/before-reboot /etc/before-reboot /data/before-reboot"
+    scripts = write(tmp_path, {"ArtifactReboot_Leave_10_x": text, "ArtifactReboot_Enter_10_x": before})
+    done = rehearsal.rehearse(Team(scripts), rehearsal.Options(quick=True, only=["nothing more"]))
+    assert found(done) == {"writes-rootfs": "ArtifactReboot_Enter_10_x"}
+    assert {update.status for each in done.played for update in each.updates} == {"success"}
+
+
+# On a board
+
+
+def test_each_hook_that_leads_to_a_rollback_is_played_on_a_board() -> None:
+    failing = [case.hook for case in board.cases(quick=False) if case.hook]
+    assert failing == [
+        *("ArtifactInstall_Enter", "ArtifactInstall_Leave"),
+        *("ArtifactReboot_Enter", "ArtifactReboot_Leave"),
+        *("ArtifactCommit_Enter", "ArtifactCommit_Leave"),
+    ]
+
+
+def test_what_the_log_of_a_device_says() -> None:
+    name = "ArtifactCommit_Enter_10_x"
+    lines = [
+        (1.0, "State script ArtifactCommit_Enter_99_other exited with 1 after 0.50 s"),
+        (2.0, f"Collected output (stderr) while running script: hello from {name}"),
+        (3.0, f"State script {name} exited with 21 after 0.25 s"),
+        (9.0, f"State script {name} ran into its time limit after 5.0 s and was killed"),
+    ]
+    events = board.read_log(lines, {name})
+    update = Update(
+        {"events": events, "stuck": "", "log": "", "slot": "3", "points": [], "before": {}, "after": {}}
+    )
+    later, limit = update.runs
+    assert (later.code, later.seconds, later.output) == (21, 0.25, f"hello from {name}\n")
+    assert later.hook == "ArtifactCommit_Enter"
+    assert limit.timed_out
+
+
 def test_not_executable_is_found_beside_executable_ones(tmp_path: Path) -> None:
     scripts = write(tmp_path, {"Download_Enter_10_a": "exit 0", "Download_Enter_20_b": "exit 0"})
     (scripts / "Download_Enter_20_b").chmod(0o644)
@@ -330,6 +389,12 @@ def test_bashisms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = rehearsal.Findings()
     rehearsal.team.check_shell(Team(write(tmp_path, {"Download_Enter_10_a": "[[ a == b ]]"})), findings)
     assert [(f.name, f.where) for f in findings] == [("bashism", "Download_Enter_10_a")]
+
+
+def test_the_guide_has_every_finding() -> None:
+    guide = (REPOSITORY / "scripts/update_tools/rehearse/README.md").read_text()
+    table = guide.partition("| name | found when |")[2].partition("## In your layer")[0]
+    assert set(re.findall(r"`([a-z]+(?:-[a-z]+)+|bashism)`", table)) == set(CATALOGUE)
 
 
 def test_every_finding_is_planted_somewhere() -> None:

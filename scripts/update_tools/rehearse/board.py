@@ -2,8 +2,9 @@
 """The same on a virtual board: real U-Boot, kernel and slots, a real server, and real time.
 
 Fewer scenarios: the update in which nothing goes wrong, a rollback from each hook that leads to one, a
-system that does not boot, and power cuts. What ran is read from the deployment log on the device, so it tells of exit
-codes, seconds and output, not of files or processes; waits are waited for, so windows are left out.
+system that does not boot, and power cuts. What ran is read from the deployment log on the device, so it
+tells of exit codes, seconds and output, not of files or processes; waits are waited for, so windows are left
+out.
 """
 
 from __future__ import annotations

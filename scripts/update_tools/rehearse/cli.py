@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EXIT_FOUND = 3
 _WIDTH_PIPED = 160
+_ESTIMATE_AFTER = 4  # scenarios
 _ABOUT = """\
 Run your own state scripts, pause hooks and artifact through the real agent, on a machine that is thrown
 away: an update in which nothing goes wrong, one for each way in which it can fail, and a kill of the agent or
@@ -191,6 +192,9 @@ def _progress() -> Iterator[Callable[[str, int, int], object]]:
 
         def tell(what: str, done: int, of: int) -> None:
             started.setdefault(what, time.monotonic())
+            if done == _ESTIMATE_AFTER and of > 2 * done:
+                left_s = (time.monotonic() - started[what]) * (of - done) / done
+                print(f"{what}: {of}, about {left_s:.0f} s", file=sys.stderr)
             if done == of > 1:
                 print(f"{what}: {of} in {time.monotonic() - started[what]:.0f} s", file=sys.stderr)
 

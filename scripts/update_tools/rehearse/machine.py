@@ -295,6 +295,7 @@ def _first_process(*, goes_on: bool) -> int:
     signal.signal(signal.SIGTERM, power_off)
     for folder in ("/run/lock", "/run/update-agent"):
         os.makedirs(folder, exist_ok=True)
+    sandbox.bind(f"{CONTROL}/cmdline", "/proc/cmdline")  # scripts look there for the slot they run from
     notes = runner.Notes(f"{CONTROL}/journal")
     agent = _start_agent()
     while True:
