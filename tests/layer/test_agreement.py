@@ -74,7 +74,7 @@ def facts(files: dict[str, str]) -> dict[str, dict[str, Any]]:
     except BenchError as error:
         return {"placement": {"wks": str(error), "wic": "places each part behind the one before"}}
     table = {part.mountpoint: part.number for part in card.parts if part.is_in_table}
-    raw = [part for part in card.parts if not part.is_in_table]
+    raw = [part for part in card.parts if not part.is_in_table and "uboot-env" in part.file]
     root_prefix = re.search(r"root=(\S+)\$\{update_part\}", files["boot"])
     slots = re.findall(r"setenv mender_boot_part (\d+)", files["boot"]) + re.findall(
         r'"\$\{mender_boot_part\}" != "(\d+)"', files["boot"]

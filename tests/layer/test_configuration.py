@@ -86,6 +86,14 @@ def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
         ('UPDATE_PART_B = "4"', "files/wic/ab-data.wks.in makes them 1, 2, 3, 4"),
         ('UPDATE_PART_A_HEX = "c"', "is not 2 in hexadecimal"),
         ('UPDATE_BOOTLIMIT = "9"', "not 1 to 8"),
+        (
+            'UPDATE_BOOTLOADER_FILE = "spl.bin"\nUPDATE_BOOTLOADER_OFFSET = "0x500000"',
+            "UPDATE_BOOTLOADER_OFFSET = 0x500000 is not before the environment",
+        ),
+        (
+            'UPDATE_BOOTLOADER_FILE = "spl.bin"\nUPDATE_BOOTLOADER_OFFSET = "0x200"',
+            "UPDATE_BOOTLOADER_OFFSET = 0x200 is not a multiple of 1 KiB",
+        ),
         ('UPDATE_ROOTFS_SIZE_MB = "0"', "must be more than 0"),
         ('UPDATE_SIGNED = "1"', "UPDATE_SIGNED is 1, but UPDATE_VERIFY_KEYS is not set"),
         ('UPDATE_ARTIFACT_NAME = "two words"', "must be one word"),

@@ -16,6 +16,7 @@ from tests.layer.bitbake import MACHINES, ROOT
 
 KAS = ROOT / "kas"
 BOARDS = sorted(path.stem for path in (KAS / "boards").glob("*.yml"))
+EXAMPLES = sorted(path.stem for path in (KAS / "examples").glob("*.yml") if "." not in path.stem)
 FEATURES = sorted(path.stem for path in (KAS / "features").glob("*.yml"))
 SERIES = {"": ("wrynose", "2.18"), ":kas/series/scarthgap.yml": ("scarthgap", "2.8")}
 # Steps of kas that would clone; what remains reads, includes, locks and validates.
@@ -37,9 +38,14 @@ def dump(files: str, *, cwd: Path = ROOT) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("series", SERIES)
-@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize(
+    "board", [*(f"boards/{board}" for board in BOARDS), *(f"examples/{board}" for board in EXAMPLES)]
+)
 def test_board(board: str, series: str) -> None:
-    found = dump(f"kas/boards/{board}.yml{series}")
+    files = f"kas/{board}.yml{series}"
+    # A layer whose branches are not named after the series.
+    overlay = f"kas/{board}.{SERIES[series][0]}.yml"
+    found = dump(f"{files}:{overlay}" if (ROOT / overlay).exists() else files)
     branch, bitbake = SERIES[series]
     repos, pins = found["repos"], found["overrides"]["repos"]
     assert found["machine"] in MACHINES
@@ -80,7 +86,9 @@ def test_every_file_is_in_the_readme() -> None:
     readme = (KAS / "README.md").read_text()
     files = [f"{path.parent.name}/{path.name}" for path in KAS.glob("*/*.yml")]
     named = [
-        file for file in files if file.startswith(("boards", "features", "series")) and "lock" not in file
+        file
+        for file in files
+        if file.startswith(("boards", "examples", "features", "series")) and "lock" not in file
     ]
     assert [file for file in named if file.split("/")[1] not in readme] == []
     assert len(named) >= 10
