@@ -128,6 +128,7 @@ class Card:
         self.root_label = ""
         self.root_commands: list[str] = []  # of debugfs, on the finished root file system
         self.config_mode = 0o600
+        self.autoboot = ""  # text of autoboot.txt
         self.copies = "-r"  # of mkenvimage: redundant
         self.patches: list[tuple[int, bytes]] = []
         self.update: Artifact | None = None  # an artifact to fit the card
@@ -200,7 +201,7 @@ class Card:
         """The card as a file; sparse."""
         disk = into / "card.wic"
         with open(disk, "wb") as file:
-            file.truncate(OFFSETS["DATA"] + SIZES["DATA"])
+            file.truncate(max(self.offsets.values()) + SIZES["DATA"] + MIB)
         run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", disk], stdin=self.table)
         _copy_into(disk, self.offsets["A"], self.make_rootfs(into / "root"))
         if self.data is not None:
@@ -209,6 +210,9 @@ class Card:
             _copy_into(disk, self.offsets["DATA"], _kept(self._data, "data", said))
         boot = (tuple(sorted(self.boot.items())), self.script)
         _copy_into(disk, self.offsets["BOOT"], _kept(self._boot, "boot", repr(boot)))
+        if self.autoboot:
+            made = _kept(self._autoboot, "autoboot", self.autoboot)
+            _copy_into(disk, self.offsets["AUTOBOOT"], made)
         if self.environment:
             made = _kept(self._environment, "environment", self.copies + self.environment)
             for offset in self.env_offsets:
@@ -234,6 +238,15 @@ class Card:
             if self.script:
                 boot_script(folder / "boot.scr", self.script)
             run(["mcopy", "-i", target, *sorted(folder.iterdir()), "::"])
+
+    def _autoboot(self, target: Path) -> None:
+        with open(target, "wb") as file:
+            file.truncate(MIB)
+        run(["mkfs.vfat", "--invariant", target])
+        with tempfile.TemporaryDirectory() as name:
+            text = Path(name, "autoboot.txt")
+            text.write_text(self.autoboot)
+            run(["mcopy", "-i", target, text, "::"])
 
     def _environment(self, target: Path) -> None:
         text = target.with_suffix(".txt")

@@ -161,6 +161,47 @@ def no_data_partition(card: Card) -> None:
     text("/etc/fstab", "/dev/root / auto defaults 1 1\n/dev/sda1 /data ext4 defaults 0 2\n")(card)
 
 
+def tryboot(*faults: Callable[[Card], object]) -> Callable[[Card], None]:
+    """A card that Raspberry Pi's firmware starts without U-Boot, and what is wrong with it."""
+
+    def change(card: Card) -> None:
+        places = {
+            1: ("AUTOBOOT", 8, 1),
+            2: ("BOOT", 9, 4),
+            3: ("BOOT B", 13, 4),
+            5: ("A", 17, 8),
+            6: ("B", 25, 8),
+        }
+        places[7] = ("DATA", 33, 8)
+        card.offsets = {name: start * MIB for name, start, _ in places.values()}
+        card.table = "label: gpt\n" + "".join(
+            f"{number}: start={start * 2048}, size={size * 2048}\n"
+            for number, (_, start, size) in places.items()
+        )
+        node = "/dev/mmcblk0p"
+        card.config.update(
+            {
+                "Bootloader": "tryboot",
+                "AutobootPart": f"{node}1",
+                "BootPartA": f"{node}2",
+                "BootPartB": f"{node}3",
+            }
+        )
+        card.config.update({"RootfsPartA": f"{node}5", "RootfsPartB": f"{node}6"})
+        card.autoboot = "[all]\ntryboot_a_b=1\nboot_partition=2\n[tryboot]\nboot_partition=3\n"
+        card.script = card.environment = ""
+        card.rootfs.remove("/etc/fw_env.config")
+        line = b"console=ttyS0 root=/dev/mmcblk0p5 rootwait\n"
+        card.boot = {"bcm2711-rpi-4-b.dtb": devicetree(), "cmdline.txt": line, "config.txt": b"arm_64bit=1\n"}
+        for name, content in card.boot.items():
+            card.rootfs.text(f"/boot/{name}", content)
+        text("/etc/fstab", "/dev/root / auto defaults 1 1\n/dev/mmcblk0p7 /data ext4 defaults 0 2\n")(card)
+        for fault in faults:
+            fault(card)
+
+    return change
+
+
 def superblock(partition: str, offset: int, content: bytes) -> Callable[[Card], None]:
     return lambda card: card.patches.append((card.offsets[partition] + 1024 + offset, content))
 
@@ -325,6 +366,13 @@ FAULTS: list[tuple[str, str, Callable[[Card], object]]] = [
     ("devicetree-fixed-root", "partition 1:/bcm2711-rpi-4-b.dtb", tree(bootargs="root=/dev/mmcblk0p2 quiet")),
     ("devicetree-no-mmc", "partition 1:/bcm2711-rpi-4-b.dtb", tree(status="disabled")),
     ("cmdline-fixed-root", "/cmdline.txt", lambda card: card.boot.update({"cmdline.txt": b"root=/dev/mmcblk0p2 rootwait\n"})),
+    # Raspberry Pi's tryboot
+    ("tryboot-part-missing", "/etc/mender/mender.conf", tryboot(lambda card: card.config.pop("BootPartB"))),
+    ("tryboot-part-missing", "/dev/mmcblk0p9", tryboot(config(AutobootPart="/dev/mmcblk0p9"))),
+    ("tryboot-files-missing", "/boot/config.txt", tryboot(without("/boot/config.txt"))),
+    ("tryboot-other-root", "partition 2: cmdline.txt", tryboot(boot(**{"cmdline.txt": b"root=/dev/mmcblk0p2 rootwait\n"}))),
+    ("autoboot-invalid", "partition 1: autoboot.txt", tryboot(replaced("autoboot", "tryboot_a_b=1\n", ""))),
+    ("autoboot-other-parts", "partition 1: autoboot.txt", tryboot(replaced("autoboot", "boot_partition=3", "boot_partition=4"))),
     # programs and libraries
     ("wrong-architecture", "/usr/bin/product", other_architecture("/usr/bin/product")),
     ("wrong-float-abi", "/usr/bin/product", soft_float),
@@ -406,6 +454,12 @@ def test_seeded_fault(
 
 def test_every_finding_has_a_seed() -> None:
     assert {name for name, _, _ in FAULTS} == set(CATALOGUE)
+
+
+def test_a_good_card_for_tryboot_is_silent(tmp_path: Path) -> None:
+    card = Card()
+    tryboot()(card)
+    assert found_in(card, tmp_path) == []
 
 
 def test_an_artifact_signed_by_a_key_of_the_image_is_silent(

@@ -346,17 +346,6 @@ def test_on_a_terminal_no_line_is_longer(poor_card: Path, columns: int) -> None:
     assert child.exitstatus == 3
 
 
-def test_the_reader_of_the_output_may_stop_early(card: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "-m", "update_tools", "inspect", "--json", str(card)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        child.stdout.close()
-        assert child.stderr.read() == b""
-    assert child.returncode == 0
-
-
 def test_no_other_program_is_needed(card: Path) -> None:
     done = ota(card, env={"PATH": "/nonexistent"})
     assert (done.returncode, done.stderr) == (0, "")

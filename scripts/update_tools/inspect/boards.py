@@ -32,6 +32,7 @@ _BOARDS: dict[str, tuple[str, str]] = {
     "raspberrypi5": ("aarch64", "raspberrypi,5"),
     "beaglebone": ("armhf", "ti,am335x-bone"),
     "beaglebone-yocto": ("armhf", "ti,am335x-bone"),
+    "orange-pi-pc": ("armhf", "xunlong,orangepi-pc"),
 }
 
 

@@ -52,7 +52,7 @@ def parse(data: bytes) -> tuple[str, str]:
 def section(subject: Subject) -> dict[str, object] | None:
     """The script and what it loads as a document; None without a boot partition."""
     boot = subject.boot
-    if boot is None:
+    if boot is None or subject.is_tryboot:
         return None
     data = boot.read(SCRIPT)
     if data is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from . import (
     partitions,
     scripts_hooks,
     secrets,
+    tryboot,
     uboot_env,
 )
 from .findings import CATALOGUE, Findings
@@ -44,6 +44,7 @@ SECTIONS: tuple[tuple[str, Callable[[Subject], dict[str, object] | None]], ...] 
     ("partitions", partitions.section),
     ("environment", uboot_env.section),
     ("boot_script", boot_script.section),
+    ("tryboot", tryboot.section),
     ("devicetrees", dtb.section),
     ("agent", agent_config.section),
     ("scripts", scripts_hooks.section),
@@ -94,11 +95,7 @@ def run(words: list[str]) -> int:
             architecture=options.arch,
             compatible=options.compatible,
         )
-    try:
-        print(_json(report) if options.json else _text(report))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has enough; the exit code still tells what was found
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(_json(report) if options.json else _text(report))
     found = bool(report["errors"]) or (options.strict and bool(report["warnings"]))
     return EXIT_FOUND if found else 0
 

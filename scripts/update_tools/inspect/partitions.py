@@ -6,6 +6,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from .subject import Slot
 from .units import mib
 
 if TYPE_CHECKING:
@@ -35,12 +36,16 @@ def section(subject: Subject) -> dict[str, object] | None:
 
 
 def role(subject: Subject, partition: Partition) -> str:
-    """root A, root B, data, boot, or nothing."""
+    """root A, root B, data, boot (with tryboot: autoboot, boot A, boot B), or nothing."""
     for index, name in enumerate(("root A", "root B")):
         if subject.slots[index].number == partition.number:
             return name
     if partition is subject.data_partition:
         return "data"
+    if subject.config is not None and subject.is_tryboot:
+        config = subject.config
+        named = {"autoboot": config.autoboot_part, "boot A": config.boot_part_a, "boot B": config.boot_part_b}
+        return next((name for name, node in named.items() if Slot(node).number == partition.number), "")
     return "boot" if partition.filesystem == "vfat" else ""
 
 

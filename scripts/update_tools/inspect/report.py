@@ -150,6 +150,16 @@ def _boot(section: Mapping[str, Any]) -> Iterable[Table]:
     yield table
 
 
+def _tryboot(section: Mapping[str, Any]) -> Iterable[Table]:
+    table = _table("Raspberry Pi's tryboot", "", "")
+    table.show_header = False
+    for name, node in section["parts"].items():
+        _row(table, name, node)
+    if section["text"]:
+        _row(table, "autoboot.txt", section["text"])
+    yield table
+
+
 def _devicetrees(section: Mapping[str, Any]) -> Iterable[Table]:
     table = _table("Device trees", "file", "board", "card of slots and environment")
     wanted = {path: tree for path, tree in section.items() if tree["loaded"] or tree["fits"]}
@@ -246,6 +256,7 @@ _SHOWERS = {
     "partitions": _partitions,
     "environment": _environment,
     "boot_script": _boot,
+    "tryboot": _tryboot,
     "devicetrees": _devicetrees,
     "agent": _agent,
     "scripts": _scripts,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .source import Artifact, Source
 
 CONFIG = "/etc/mender/mender.conf"
+FW_ENV = "/etc/fw_env.config"
 STORE = "/var/lib/mender"
 _SHOWN = 5
 _PARTITION = re.compile(r"(/dev/(?:mmcblk\d+|nvme\d+n\d+|loop\d+|nbd\d+|sd[a-z]+|vd[a-z]+))p?(\d+)")
@@ -67,6 +68,15 @@ class Subject:
         config = self.config
         return Slot(config.rootfs_part_a if config else ""), Slot(config.rootfs_part_b if config else "")
 
+    @property
+    def is_tryboot(self) -> bool:
+        """Raspberry Pi's firmware chooses the slot, not U-Boot: as the agent finds it out."""
+        config = self.config
+        if config is None or config.bootloader == "uboot":
+            return False
+        has_fw_env = self.root is not None and self.root.find(FW_ENV) is not None
+        return config.bootloader == "tryboot" or (bool(config.autoboot_part) and not has_fw_env)
+
     def slot(self, index: int) -> Partition | None:
         """The partition of slot A (0) or B (1) in the table."""
         return self.disk.partition(self.slots[index].number) if self.disk else None
@@ -102,6 +112,9 @@ def look(source: Source, findings: Findings) -> Subject:
         _read_config(subject, subject.root)
     if disk is not None and subject.root is not None:
         _find_data(subject, disk)
+        if subject.config is not None and subject.is_tryboot:
+            boot_a = disk.partition(Slot(subject.config.boot_part_a).number)
+            subject.boot = fat(subject, disk, boot_a) if boot_a else None
     return subject
 
 
@@ -118,12 +131,11 @@ def finish(subject: Subject) -> None:
 
 def _add_tree(subject: Subject, disk: Disk, partition: Partition) -> None:
     """The first file system with /etc is the root; any other ext4 that follows may be the data."""
-    name = f"partition {partition.number}"
     if partition.filesystem == "vfat" and subject.boot is None:
-        subject.boot = _tree(subject, FatTree, disk.image, partition.start, name)
+        subject.boot = fat(subject, disk, partition)
     if partition.filesystem != "ext4":
         return
-    tree = _tree(subject, Ext4Tree, disk.image, partition.start, name)
+    tree = _tree(subject, Ext4Tree, disk.image, partition.start, f"partition {partition.number}")
     if tree is None:
         return
     subject.filesystems[partition.number] = tree
@@ -131,6 +143,13 @@ def _add_tree(subject: Subject, disk: Disk, partition: Partition) -> None:
         subject.root = tree
     elif tree.find("/usr") is None:
         subject.data, subject.data_partition = tree, partition
+
+
+def fat(subject: Subject, disk: Disk, partition: Partition) -> FatTree | None:
+    """The files of a FAT partition; None if there is none, or it cannot be read."""
+    if partition.filesystem != "vfat":
+        return None
+    return _tree(subject, FatTree, disk.image, partition.start, f"partition {partition.number}")
 
 
 def _tree(subject: Subject, kind: type[_Found], image: IO[bytes], start: int, name: str) -> _Found | None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from update_tools.bench.env import Copy, Environment
 
 from .disk import at
+from .subject import FW_ENV
 
 if TYPE_CHECKING:
     from .disk import Disk
     from .subject import Subject
 
-FW_ENV = "/etc/fw_env.config"
 _CARD = re.compile(r"/dev/(mmcblk\d+|nvme\d+n\d+|sd[a-z]+|vd[a-z]+)")
 _LARGEST_BYTES = 1 << 20  # U-Boot's have 8 to 256 KiB
 _NEEDED = (
@@ -66,7 +66,7 @@ def parse(text: str) -> list[Place]:
 def section(subject: Subject) -> dict[str, object] | None:
     """The environment as a document; None if there is nowhere to look."""
     root = subject.root
-    if root is None:
+    if root is None or subject.is_tryboot:
         return None
     text = root.text(FW_ENV)
     if text is None:
