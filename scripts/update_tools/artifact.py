@@ -8,11 +8,11 @@ write(with_software(image, Software()), Path("release-2.mender"), Packing("zstd"
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
-import shutil
 import stat
 import tarfile
 import tempfile
@@ -200,7 +200,14 @@ def _front(
     return front.getvalue()
 
 
-def sign(source: Path, output: Path, key: PrivateKey, *, force: bool = False) -> None:
+def sign(
+    source: Path,
+    output: Path,
+    key: PrivateKey,
+    *,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> None:
     """Write the artifact anew with a signature; all other bytes stay. `output` may be the same path.
 
     Raises ArtifactError for what is no valid artifact up to its payload, or signed already (unless `force`).
@@ -226,7 +233,7 @@ def sign(source: Path, output: Path, key: PrivateKey, *, force: bool = False) ->
             target.write(stream.read(end))
             _member(target, "manifest.sig", key.sign(manifest), 0)
             stream.seek(rest)
-            _copy(stream, target)
+            _copy(stream, target, progress)
 
 
 def _check_files(contents: Contents) -> None:
@@ -371,10 +378,15 @@ def _open(path: Path) -> Iterator[io.FileIO]:
 @contextmanager
 def _replacing(output: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `output` when all went well, and vanishes otherwise."""
+    if output.exists() and not output.is_file():  # a device would be replaced, and stay so
+        raise ArtifactError(
+            f"cannot write {output}: it is no plain file", hint="name a file for the artifact"
+        )
     try:
         fd, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
     except OSError as error:
-        raise ArtifactError(f"cannot write {output}: {error.strerror}") from error
+        hint = "" if output.parent.is_dir() else f"mkdir -p {output.parent}"
+        raise ArtifactError(f"cannot write {output}: {error.strerror}", hint=hint) from error
     try:
         with open(fd, "wb") as file:
             yield file
@@ -382,10 +394,14 @@ def _replacing(output: Path) -> Iterator[IO[bytes]]:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, output)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise ArtifactError(f"cannot write {output}: {error.strerror}") from error
         raise
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
-    shutil.copyfileobj(source, target, CHUNK_BYTES)
+def _copy(source: IO[bytes], target: IO[bytes], progress: Progress = lambda _: None) -> None:
+    while chunk := source.read(CHUNK_BYTES):
+        target.write(chunk)
+        progress(len(chunk))

@@ -17,7 +17,8 @@ from update_agent.errors import ArtifactError
 
 TYPE_CHECKING = False  # without loading typing
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from io import FileIO as Stream
     from pathlib import Path
     from typing import Any
 
@@ -26,12 +27,17 @@ if TYPE_CHECKING:
 
 COMPRESSIONS = ("none", "gzip", "xz", "lzma", "zstd")
 MEMORY_LIMIT_BYTES = 1 << 30
+_BAR_BYTES = 64 << 20  # about a second
 _KEY_HELP = "private key to sign with: RSA, ECDSA P-256, Ed25519"
 
 
 def run(words: list[str]) -> int:
     """One command. Raises SystemExit for wrong usage, UpdateError for what goes wrong."""
-    options = parser(words[0] if words else "").parse_args(words or ["--help"])
+    root = parser(words[0] if words else "")
+    if not words:
+        root.print_help(sys.stderr)
+        return 2
+    options = root.parse_args(words)
     options.command(options)
     return 0
 
@@ -69,6 +75,8 @@ def parser(chosen: str) -> argparse.ArgumentParser:
     )
     for name, text, command in reading:
         added = _add(commands, name, text, command)
+        if name == "read":
+            added.add_argument("--json", action="store_true", help="print one JSON document")
         if name == "dump":
             added.add_argument("directory", metavar="DIRECTORY", help="new or empty")
         text = "public key the signature must be of; can be repeated"
@@ -223,6 +231,8 @@ def _write(contents: Contents, options: argparse.Namespace) -> None:
 
     key = _private_key(options.key) if options.key else None
     output = Path(options.output_path)
+    meta_data = getattr(options, "meta_data", None)
+    _check_output(output, [*contents.files, *contents.scripts, *filter(None, (options.key, meta_data))])
     packing = artifact.Packing(options.compression, options.level)
     mtime = options.source_date_epoch
     with _progress(contents, output) as progress:
@@ -230,9 +240,25 @@ def _write(contents: Contents, options: argparse.Namespace) -> None:
     print(f"{output}: {contents.name}, {output.stat().st_size} bytes")
 
 
+def _check_output(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Raises ArtifactError if the output would replace what goes in."""
+    for name in inputs:
+        if os.path.exists(name) and output.exists() and os.path.samefile(name, output):
+            raise ArtifactError(
+                f"{output} would be overwritten: it is an input, too", hint="choose another -o"
+            )
+
+
 @contextmanager
 def _progress(contents: Contents, output: Path) -> Iterator[Callable[[int], object]]:
-    """A bar, where somebody is watching."""
+    total = sum(path.stat().st_size for path in contents.files if path.exists())
+    with _bar(output.name, total) as progress:
+        yield progress
+
+
+@contextmanager
+def _bar(name: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A bar that counts bytes, where somebody is watching."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -242,10 +268,9 @@ def _progress(contents: Contents, output: Path) -> Iterator[Callable[[int], obje
     except ModuleNotFoundError:  # in a Yocto build
         yield lambda _: None
         return
-    total = sum(path.stat().st_size for path in contents.files if path.exists())
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(output.name, total=total)
+        task = bar.add_task(name, total=total)
         yield lambda count: bar.advance(task, count)
 
 
@@ -256,7 +281,14 @@ def _sign(options: argparse.Namespace) -> None:
 
     path = Path(options.path)
     output = Path(options.output_path) if options.output_path else path
-    artifact.sign(path, output, _private_key(options.key), force=options.force)
+    _check_output(output, [options.key])
+    key = _private_key(options.key)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    with _bar(output.name, size) as progress:
+        artifact.sign(path, output, key, force=options.force, progress=progress)
 
 
 def _private_key(name: str) -> PrivateKey:
@@ -310,12 +342,46 @@ def _reading(options: argparse.Namespace) -> Iterator[Reader]:
         stream = open(options.path, "rb", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise ArtifactError(f"cannot read {options.path}: {error.strerror}") from error
-    with stream:
-        yield Reader(stream, verify_keys=options.key, memory_limit_bytes=MEMORY_LIMIT_BYTES)
+    with stream, _watched(stream, options) as watched:
+        yield Reader(watched, verify_keys=options.key, memory_limit_bytes=MEMORY_LIMIT_BYTES)
+
+
+class _Counted:
+    """A stream that tells how much was read."""
+
+    def __init__(self, stream: Stream, progress: Callable[[int], object]) -> None:
+        self._stream = stream
+        self._progress = progress
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size) or b""
+        self._progress(len(data))
+        return data
+
+    def readinto(self, view: memoryview) -> int:
+        count = self._stream.readinto(view) or 0
+        self._progress(count)
+        return count
+
+
+@contextmanager
+def _watched(stream: Stream, options: argparse.Namespace) -> Iterator[Stream | _Counted]:
+    """The stream itself, or where it takes a while and somebody is watching, one with a bar."""
+    size = os.fstat(stream.fileno()).st_size
+    if options.command is _read or size < _BAR_BYTES or not sys.stderr.isatty():
+        yield stream
+        return
+    with _bar(os.path.basename(options.path), size) as progress:
+        yield _Counted(stream, progress)
 
 
 def _read(options: argparse.Namespace) -> None:
     with _reading(options) as reader:
+        if options.json:
+            import json
+
+            print(json.dumps(document(reader), indent=2, ensure_ascii=False))
+            return
         for line in describe(reader):
             print(line)
 
@@ -336,6 +402,25 @@ def _dump(options: argparse.Namespace) -> None:
 
     with _reading(options) as reader:
         dump(reader, Path(options.directory))
+
+
+def document(reader: Reader) -> dict[str, object]:
+    """What `describe` tells, for programs. Keys are never renamed, only added."""
+    header = reader.header
+    return {
+        "name": header.name,
+        "group": header.group or None,
+        "payload_type": header.payload_type,
+        "device_types": header.device_types,
+        "signed": header.signed,
+        "verified_by": reader.verified_by or None,
+        "state_scripts": [name for name, _ in header.scripts],
+        "depends": header.depends,
+        "provides": header.provides,
+        "clears_provides": header.clears,
+        "meta_data": header.meta_data.decode() if header.meta_data else None,
+        "files": [{"name": name, "sha256": digest} for name, digest in sorted(reader.digests.items())],
+    }
 
 
 def describe(reader: Reader) -> Iterator[str]:

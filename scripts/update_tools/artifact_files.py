@@ -54,7 +54,8 @@ def dump(reader: Reader, directory: Path) -> None:
             raise ArtifactError(f"{directory} is not empty")
         _dump(reader, directory)
     except OSError as error:
-        raise ArtifactError(f"cannot unpack to {directory}: {error}") from error
+        hint = "" if directory.parent.is_dir() else f"mkdir -p {directory.parent}"
+        raise ArtifactError(f"cannot unpack to {directory}: {error.strerror}", hint=hint) from error
 
 
 def _dump(reader: Reader, directory: Path) -> None:

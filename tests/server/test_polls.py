@@ -257,7 +257,7 @@ def test_bench_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     """A small run on the real thing: real requests, no error, every device ends as it should."""
     output = tmp_path / "figures.json"
     argv = ["--devices", "20", "--servers", "sqlite:1", "--interval", "1", "--seconds", "1", "--flood", "0.3"]
-    argv += ["--rounds", "1", "--walkers", "20", "--json", str(output)]
+    argv += ["--rounds", "1", "--walkers", "20", "--output", str(output)]
     with pytest.raises(SystemExit):  # its exit code judges the speed, which is not this test's
         bench(argv, prog_name="bench-server")
     result = json.loads(output.read_text())["results"][0]

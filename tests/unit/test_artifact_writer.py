@@ -189,7 +189,7 @@ def test_keys_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"missing\.pem cannot be read: No such file"):
         PrivateKey.load(tmp_path / "missing.pem")
     (tmp_path / "key.pem").write_text("no key")
-    with pytest.raises(ArtifactError, match=r"key\.pem cannot be used"):
+    with pytest.raises(ArtifactError, match=r"key\.pem is no private key"):
         PrivateKey.load(tmp_path / "key.pem")
 
 

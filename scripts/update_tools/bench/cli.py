@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
 import termios
 import time
 import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +40,33 @@ Dir = Annotated[
 
 def _place(name: str, directory: Path | None) -> Path:
     return directory if directory is not None else _HOME / name
+
+
+def _document(board: Board) -> dict[str, object]:
+    """What `_show` tells, for programs."""
+    found = board.read_env()
+    return {
+        "directory": str(board.directory),
+        "kind": board.kind.machine,
+        "on": board.is_running(),
+        "environment": None if found.newer is None else dict(found.values),
+        "environment_copies": (found.newer is not None) + (found.older is not None),
+        "card_bytes": board.disk.stat().st_size,
+        "card_used_bytes": image.allocated_bytes(board.disk),
+        "console": str(board.console.log),
+    }
+
+
+@contextmanager
+def _waiting(text: str) -> Iterator[None]:
+    """Something moves on a terminal while nothing else does; elsewhere all is quiet."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
 
 
 def _show(board: Board) -> None:
@@ -70,21 +100,20 @@ def create(
     """Make a board: this repository's agent in slot A, slot B empty. An old one of that name is replaced."""
     place = _place(name, directory)
     started = time.monotonic()
-    typer.echo(
-        "making U-Boot, kernel and root file system (minutes the first time, seconds after) ...", err=True
-    )
     place.parent.mkdir(parents=True, exist_ok=True)
     row = boards.kind(kind)
     settings: dict[str, object] = {"UpdatePollIntervalSeconds": poll_s}
     if server_port:
         settings["ServerURL"] = f"http://{DESK}:{server_port}"
     root = place.parent / f".{place.name}.ext4"
+    text = "making U-Boot, kernel and root file system: minutes the first time, seconds after"
     try:
-        rootfs.make_rootfs(root, row, version=version)
-        board = Board.create(place, root, kind=kind, settings=settings)
+        with _waiting(text):
+            rootfs.make_rootfs(root, row, version=version)
+            board = Board.create(place, root, kind=kind, settings=settings)
     finally:
         root.unlink(missing_ok=True)
-    typer.echo(f"made in {time.monotonic() - started:.0f} s", err=True)
+    typer.echo(f"made in {time.monotonic() - started:.0f} s")
     _show(board)
 
 
@@ -93,7 +122,8 @@ def boot(name: Name = "board", directory: Dir = None) -> None:
     """Switch on and wait for the shell; the board stays on."""
     board = Board(_place(name, directory))
     started = time.monotonic()
-    booted = board.boot()
+    with _waiting("booting"):
+        booted = board.boot()
     typer.echo(f"{booted}, up after {time.monotonic() - started:.1f} s")
 
 
@@ -154,14 +184,23 @@ def reset(name: Name = "board", directory: Dir = None) -> None:
     """Put the card back as it was created; the power is cut first."""
     board = Board(_place(name, directory))
     started = time.monotonic()
-    board.reset()
+    with _waiting("copying the card"):
+        board.reset()
     typer.echo(f"reset in {time.monotonic() - started:.1f} s")
 
 
 @app.command()
-def status(name: Name = "board", directory: Dir = None) -> None:
+def status(
+    name: Name = "board",
+    directory: Dir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
     """On or off, what the boot environment on the card says, and where the console log is."""
-    _show(Board(_place(name, directory)))
+    board = Board(_place(name, directory))
+    if as_json:
+        typer.echo(json.dumps(_document(board), indent=2, ensure_ascii=False))
+    else:
+        _show(board)
 
 
 @app.command()

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import json
 import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import ssl
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,9 @@ token_app = typer.Typer(no_args_is_help=True, help="API tokens for programs.")
 user_app = typer.Typer(no_args_is_help=True, help="Users. The first one is made with the setup link.")
 app.add_typer(token_app, name="token")
 app.add_typer(user_app, name="user")
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,8 @@ def server(
         needs_login=not insecure_no_login,
         is_open=not insecure_no_login or not is_loopback(host),
     )
-    application = create_app(settings)
+    with _told(data, database_url):
+        application = create_app(settings)
     house = application.state.house
     listener = _listen(host, port)
     url = _url(listener, "https" if tls_cert else "http")
@@ -185,11 +192,22 @@ def create_token(
 
 
 @token_app.command("list")
-def list_tokens(context: typer.Context) -> None:
+def list_tokens(context: typer.Context, as_json: Json = False) -> None:
     """List the tokens; their texts are not kept."""
     from update_tools.server import accounts
 
     with _at_desk(context) as session:
+        if as_json:
+            _print_json(
+                {
+                    "name": entry.name,
+                    "scope": entry.scope,
+                    "user": entry.user.name if entry.user else None,
+                    "used_at": entry.used_at.isoformat() if entry.used_at else None,
+                }
+                for entry in accounts.tokens(session)
+            )
+            return
         for entry in accounts.tokens(session):
             owner = entry.user.name if entry.user else "-"
             used = entry.used_at.date().isoformat() if entry.used_at else "never"
@@ -234,11 +252,21 @@ def set_password(context: typer.Context, name: str) -> None:
 
 
 @user_app.command("list")
-def list_users(context: typer.Context) -> None:
+def list_users(context: typer.Context, as_json: Json = False) -> None:
     """List the users."""
     from update_tools.server import accounts
 
     with _at_desk(context) as session:
+        if as_json:
+            _print_json(
+                {
+                    "name": user.name,
+                    "role": user.role,
+                    "login_at": user.login_at.isoformat() if user.login_at else None,
+                }
+                for user in accounts.users(session)
+            )
+            return
         for user in accounts.users(session):
             last = user.login_at.date().isoformat() if user.login_at else "never"
             typer.echo(f"{user.name}\t{user.role}\tlast login {last}")
@@ -253,6 +281,10 @@ def remove_user(context: typer.Context, name: str) -> None:
         accounts.remove_user(session, accounts.user_named(session, name))
 
 
+def _print_json(rows: Iterable[dict[str, object]]) -> None:
+    typer.echo(json.dumps(list(rows), indent=2, ensure_ascii=False))
+
+
 @contextmanager
 def _at_desk(context: typer.Context) -> Iterator[Session]:
     """A transaction of whoever may read the data folder: they are admin anyway."""
@@ -260,7 +292,8 @@ def _at_desk(context: typer.Context) -> Iterator[Session]:
     assert isinstance(place, Place)
     if not place.database_url and not (place.data / "server.db").exists():
         raise UpdateError(f"there is no server in {place.data}", hint="ota server --data FOLDER token …")
-    db = open_database(place.data, place.database_url)
+    with _told(place.data, place.database_url):
+        db = open_database(place.data, place.database_url)
     try:
         with db.write(Who(name="command line", scope="admin")) as session:
             yield session
@@ -268,7 +301,25 @@ def _at_desk(context: typer.Context) -> Iterator[Session]:
         db.close()
 
 
+@contextmanager
+def _told(data: Path, database_url: str) -> Iterator[None]:
+    """A folder or database that cannot be used is wrong input: told as an error, without a traceback."""
+    from sqlalchemy.exc import DatabaseError, OperationalError
+
+    where = f"the database {database_url.rpartition('@')[2]}" if database_url else f"the data folder {data}"
+    try:
+        yield
+    except OSError as error:
+        raise UpdateError(f"cannot use {where}: {error.strerror}", hint="--data names a folder") from error
+    except DatabaseError as error:
+        if type(error) not in {DatabaseError, OperationalError}:
+            raise  # wrong SQL: a bug
+        raise UpdateError(f"cannot use {where}: {str(error.orig).strip()}") from error
+
+
 def _ask_password() -> str:
+    if not sys.stdin.isatty():
+        raise UpdateError("nobody can be asked for the password", hint="run it on a terminal")
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
 
 
@@ -283,6 +334,14 @@ def _check(public_url: str, tls_cert: Path | None, tls_key: Path | None, proxies
     for name, path in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
         if path is not None and not os.access(path, os.R_OK):
             raise UpdateError(f"{name} {path} cannot be read")
+    if tls_cert is not None and tls_key is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls_cert, tls_key, lambda: b"")
+        except (ssl.SSLError, OSError) as error:
+            raise UpdateError(
+                f"--tls-cert {tls_cert} and --tls-key {tls_key} cannot be used: {error.strerror or error}",
+                hint="a certificate and its private key, both PEM, the key without a passphrase",
+            ) from error
     for proxy in proxies:
         try:
             ipaddress.ip_network(proxy)

@@ -18,6 +18,7 @@ from update_agent.errors import UpdateError
 from update_tools.server.load.measure import Plan, Setting, measure
 
 GOAL_RATIO = 4.0
+EXIT_FOUND = 3
 KINDS = ("sqlite:1", "postgresql:1", "postgresql:2")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,7 +42,8 @@ def bench_server(
     authorized: Annotated[
         int, typer.Option(min=1, help="Devices that authorize by request; the others are put in place.")
     ] = 1000,
-    output: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write that document to this file as well.")] = None,
 ) -> None:
     """Simulate devices with the real requests over real connections, and report what the server does.
 
@@ -49,8 +51,12 @@ def bench_server(
     time, take a deployment, report, refresh control maps, upload logs and inventories. Each setting gets a
     fresh server. The ratios are against the bare web framework answering a constant, served in the same way,
     measured in turns with the server. On a machine that is busy otherwise, rates say little and processor
-    time says more. Exit code 1 when requests failed, or a poll takes more than 4 times the processor time.
+    time says more. Exit code 3 when requests failed, or a poll takes more than 4 times the processor time.
     """
+    if output is not None and not output.absolute().parent.is_dir():  # told now, not after minutes of work
+        raise UpdateError(
+            f"there is no folder {output.parent} for --output", hint=f"mkdir -p {output.parent}"
+        )
     settings = [
         Setting(*_kind(kind), count) for kind in servers or KINDS for count in devices or (1000, 10_000)
     ]
@@ -67,9 +73,13 @@ def bench_server(
 
             results.append(measure(setting, plan, say))
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    document = json.dumps({**machine, "results": results}, indent=2)
     if output is not None:
-        output.write_text(json.dumps({**machine, "results": results}, indent=1) + "\n")
-    _print(results, interval)
+        output.write_text(f"{document}\n")
+    if as_json:
+        typer.echo(document)
+    else:
+        _print(results, interval)
     failed = [
         result["setting"]
         for result in results
@@ -77,7 +87,7 @@ def bench_server(
     ]
     if failed:
         typer.echo(f"not as it should be: {'; '.join(failed)}", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(EXIT_FOUND)
 
 
 def _kind(text: str) -> tuple[str, int]:
