@@ -15,7 +15,7 @@ from tests.server.fake_device import FakeDevice
 
 from update_tools.server.client import Management
 
-SECONDS = 12
+SECONDS = 40  # where the machine is busy; else the examples end it
 LOGIN = "/api/management/v1/useradm/auth/login"
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
@@ -26,7 +26,18 @@ def ask(server: ThreadServer, token: str, paths: str, folder: Path, schema: Path
     where = [f"{server.url}/api/openapi.json"] if schema is None else [str(schema), "--url", server.url]
     argv = [str(program), "run", *where, "--include-path-regex", paths]
     argv += ["-H", f"Authorization: Bearer {token}", "--checks", CHECKS, "--phases", "coverage,fuzzing"]
-    argv += ["--max-time", str(SECONDS), "--seed", "1", "--max-failures", "5", "--warnings", "off"]
+    argv += [
+        "--max-examples",
+        "10",
+        "--max-time",
+        str(SECONDS),
+        "--seed",
+        "1",
+        "--max-failures",
+        "5",
+        "--warnings",
+        "off",
+    ]
     argv += ["--suppress-health-check", "all", "--no-color"]
     answer = subprocess.run(argv, capture_output=True, text=True, cwd=folder, timeout=240, check=False)
     assert answer.returncode == 0, answer.stdout[-8000:] + answer.stderr[-2000:]
