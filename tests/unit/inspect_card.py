@@ -132,6 +132,7 @@ class Card:
         self.copies = "-r"  # of mkenvimage: redundant
         self.patches: list[tuple[int, bytes]] = []
         self.update: Artifact | None = None  # an artifact to fit the card
+        self.machine = ""  # as --machine
         self.user: int | None = None  # the root file system as a directory, looked into by this user
         self._fill(self.rootfs)
 

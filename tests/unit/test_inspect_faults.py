@@ -54,7 +54,7 @@ def found_in(card: Card, into: Path) -> list[tuple[str, str]]:
     if card.user is not None:
         return found_by(card.user, card)
     if card.update is None:
-        return found(card.make(into))
+        return found(card.make(into), machine=card.machine)
     artifact = into / "update.mender"
     artifact.write_bytes(card.update.build())
     return found(card.make(into), with_artifact=artifact)
@@ -394,6 +394,7 @@ FAULTS: list[tuple[str, str, Callable[[Card], object]]] = [
     ("script-not-root", f"{SCRIPTS}/Sync_Enter_10", both(text(f"{SCRIPTS}/Sync_Enter_10", SCRIPT, 0o755), having(root_commands=[f"sif {SCRIPTS}/Sync_Enter_10 uid 1000"]))),
     ("script-no-interpreter", "artifact: ArtifactInstall_Enter_10", artifact(scripts={"ArtifactInstall_Enter_10": b"#!/bin/bash\n"})),
     ("script-no-interpreter", f"{SCRIPTS}/Sync_Enter_10", text(f"{SCRIPTS}/Sync_Enter_10", "#!/bin/bash\n", 0o755)),
+    ("script-no-interpreter", f"{SCRIPTS}/Sync_Enter_10", both(text("/usr/bin/env", program(*HARDENED), 0o755), text(f"{SCRIPTS}/Sync_Enter_10", "#!/usr/bin/env bash\n", 0o755))),
     ("script-crlf", f"{SCRIPTS}/Sync_Enter_10", text(f"{SCRIPTS}/Sync_Enter_10", "#!/bin/sh\r\n", 0o755)),
     ("script-empty", f"{SCRIPTS}/Sync_Enter_10", text(f"{SCRIPTS}/Sync_Enter_10", "", 0o755)),
     ("scripts-version", f"{SCRIPTS}/version", text(f"{SCRIPTS}/version", "4\n")),
@@ -414,6 +415,7 @@ FAULTS: list[tuple[str, str, Callable[[Card], object]]] = [
     ("config-file-missing", "/etc/mender/verify.pem", config(ArtifactVerifyKeys=["/etc/mender/verify.pem"])),
     ("config-same-slots", "/etc/mender/mender.conf", config(RootfsPartB="/dev/mmcblk0p2")),
     ("device-type-missing", "/var/lib/mender/device_type", lambda card: card.data.remove("/mender/device_type") if card.data else None),
+    ("device-type-other", "device_type", both(having(machine="raspberrypi4-64"), lambda card: card.data.text("/mender/device_type", "device_type=raspberrypi5\n"))),
     ("data-not-mounted", "/data/mender", text("/etc/fstab", "/dev/root / auto defaults 1 1\n")),
     ("store-not-on-data", "/var/lib/mender", lambda card: card.rootfs.directory("/var/lib/mender")),
     ("fstab-fixed-root", "/etc/fstab", text("/etc/fstab", "/dev/mmcblk0p2 / ext4 ro 0 1\n/dev/mmcblk0p4 /data ext4 rw 0 2\n")),

@@ -83,6 +83,10 @@ def _check_store(subject: Subject, root: Tree) -> None:
         subject.findings.add(
             "device-type-missing", f"{STORE}/device_type", "no device accepts any artifact without it"
         )
+    wanted = subject.board.values.get("UPDATE_DEVICE_TYPE", "")
+    if subject.source.kind != "artifact" and subject.device_type and wanted not in {"", subject.device_type}:
+        what = f"{subject.device_type}, but {subject.board.name} is {wanted}"
+        subject.findings.add("device-type-other", "device_type", what)
     place = _outside(root, STORE)
     mounted = _mounted(root)
     home = next((point for point in mounted if place == point or place.startswith(f"{point}/")), "")

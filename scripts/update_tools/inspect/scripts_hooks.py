@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCRIPTS = "/etc/mender/scripts"
 HOOKS = ("/usr/share/mender/pause.d", "/etc/mender/pause.d")  # of the latter counts
+_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _ACTIONS = {"Enter": "Ee", "Leave": "Ll", "Error": "!"}
 # What is told of a name that is nearly one.
 _NEARLY = re.compile(r"(Idle|Sync|Download|Artifact)\w*_(Enter|Leave|Error)", re.IGNORECASE)
@@ -130,8 +131,13 @@ def _check_start(findings: Findings, script: _Script, root: Tree | None) -> None
     elif line.endswith(b"\r"):
         findings.add("script-crlf", script.where, "its first line ends with CR LF")
     elif root is not None:
-        program = line[2:].split()[0].decode(errors="replace")
+        words = line[2:].decode(errors="replace").split()
+        program = words[0]
         entry = root.find(program)
+        if entry is not None and entry.is_executable and program.endswith("/env") and len(words) == 2:
+            program = words[1]
+            found = [root.find(f"{directory}/{program}") for directory in _PATH]
+            entry = next((one for one in found if one is not None and one.is_executable), None)
         if entry is None or not entry.is_executable:
             findings.add("script-no-interpreter", script.where, f"the image has no program {program}")
 
