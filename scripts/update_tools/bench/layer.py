@@ -58,11 +58,17 @@ _EXPANSION = re.compile(r"\$\{(@[^}]*|\w+)\}")
 _PLACEHOLDER = re.compile(r"@@([A-Z][A-Z0-9_]*)@@")
 
 
-def variables(machine: str, layer: Path = LAYER) -> dict[str, str]:
-    """The variables of a machine: conf/update/layout.inc, changed by conf/update/machine/MACHINE.inc."""
-    parsed = _Variables(layer, {"MACHINE": machine})
+def variables(machine: str, layer: Path = LAYER, **settings: str) -> dict[str, str]:
+    """The variables of a machine as the class `update` reads them; `settings` stand for local.conf.
+
+    conf/update/layout.inc, changed by conf/update/machine/MACHINE.inc and by conf/update/bootflow.
+    """
+    parsed = _Variables(layer, {"MACHINE": machine, **settings})
     parsed.read(layer / "conf/update/layout.inc")
     parsed.read(layer / f"conf/update/machine/{machine}.inc")
+    flow = layer / f"conf/update/bootflow/{parsed.expanded().get('UPDATE_BOOTFLOW')}.inc"
+    if flow.exists():
+        parsed.read(flow)
     return parsed.expanded()
 
 

@@ -211,22 +211,28 @@ def write(card: Card, disk: Path, *, folder: Path, boot_files: Mapping[str, Path
                 raise BenchError(
                     f"{part.file} has {scratch.stat().st_size} bytes, its place only {part.size}"
                 )
-        elif part.source == "bootimg-partition":
-            _fat(scratch, part, boot_files)
+        elif part.fstype == "vfat":
+            files = boot_files if part.source == "bootimg-partition" else _names(folder, part)
+            _fat(scratch, part.size, part.label, files)
         else:
-            files = ext4.Files()
+            tree = ext4.Files()
             if part.source == "rootfs":
-                files.tree(folder / part.rootfs_dir)
-            ext4.make(scratch, files, size_bytes=part.size, label=part.label, journal=True)
+                tree.tree(folder / part.rootfs_dir)
+            ext4.make(scratch, tree, size_bytes=part.size, label=part.label, journal=True)
         copy_into(disk, part.start, scratch)
 
 
-def _fat(image: Path, part: Part, files: Mapping[str, Path]) -> None:
+def _names(folder: Path, part: Part) -> dict[str, Path]:
+    """What a partition takes of the root file system."""
+    return {path.name: path for path in (folder / part.rootfs_dir).iterdir()} if part.rootfs_dir else {}
+
+
+def _fat(image: Path, size_bytes: int, label: str, files: Mapping[str, Path]) -> None:
     with open(image, "wb") as file:
-        file.truncate(part.size)
-    run(["mkfs.vfat", "--invariant", "-n", part.label or "boot", image])
+        file.truncate(size_bytes)
+    run(["mkfs.vfat", "--invariant", *(["-n", label] if label else []), image])
     for name, source in sorted(files.items()):
-        run(["mcopy", "-i", image, source, f"::{name}"])
+        run(["mcopy", "-s", "-i", image, source, f"::{name}"])
 
 
 def copy_into(disk: Path, offset: int, image: Path, *, zeros: bool = False) -> None:
