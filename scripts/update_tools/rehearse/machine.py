@@ -61,6 +61,7 @@ class Machine:
         self._control = Path(CONTROL)
         self._running = SLOTS[0]
         self._ids = sandbox.enter(task["mount_at"], usr=task["lower"])
+        sandbox.end_with_parent()
         self._furnish()
         sandbox.leave_host()
         self.notes = runner.Notes(f"{CONTROL}/journal")
@@ -191,6 +192,7 @@ class Machine:
     def _serve(self, go: int, tell: int) -> NoReturn:
         code = 1
         try:
+            sandbox.end_with_parent()
             task = self._task
             artifact = Path(f"{CONTROL}/artifact.mender")
             Server(self._control, artifact.read_bytes(), task["device_type"], task["name"], self.notes).serve(

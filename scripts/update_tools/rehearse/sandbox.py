@@ -87,6 +87,11 @@ def unmount(target: str) -> None:
     _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"cannot unmount {target}")
 
 
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent is gone; to be said again after setuid."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 class Ids:
     """How users of the machine are mapped: device root is `first` outside."""
 
@@ -230,6 +235,7 @@ def _between(tell: int, wait: int, first: Callable[[], int]) -> NoReturn:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+        end_with_parent()
         pid = os.fork()
         if pid:
             os.write(tell, str(pid).encode())
@@ -237,7 +243,7 @@ def _between(tell: int, wait: int, first: Callable[[], int]) -> NoReturn:
         else:
             os.close(tell)
             os.close(wait)
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            end_with_parent()
             try:
                 _mount_own()
                 code = first()

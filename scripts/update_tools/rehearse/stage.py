@@ -7,6 +7,7 @@ import json
 import os
 import pkgutil
 import select
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -140,7 +141,10 @@ def _play(task: Json, write: int) -> None:
 def serve(jobs: int) -> None:
     """The other side: take lines of tasks, of which an empty one is the last; print a line for each."""
     from update_tools.rehearse import machine  # noqa: F401
+    from update_tools.rehearse.sandbox import end_with_parent
 
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us decides what an interrupt means
     _import_all()
     waiting: list[Json] = []
     for line in sys.stdin:

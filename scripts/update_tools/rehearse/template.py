@@ -17,7 +17,9 @@ from update_agent.log import Log
 from update_agent.states import ARTIFACT, ROOTFS
 from update_agent.store import Store
 from update_tools.conform import artifact as small
+from update_tools.rehearse.server import PORT
 from update_tools.rehearse.team import ROOTFS_IMAGE, InputError, program_beside
+from update_tools.rehearse.trees import HOST_ETC
 
 if TYPE_CHECKING:
     from update_tools.rehearse.team import Team
@@ -32,7 +34,6 @@ ENV_DEVICE = "/dev/mmcblk0"
 OLD, NEW = b"old system\n" * 512, b"new system\n" * 512
 _DEFAULT_S = {key: int(default) for key, _, default, _ in KEYS if isinstance(default, int)}
 _TRIES = 24  # of a script that wants to be called again later, at most
-_SHARED = ("alternatives", "ssl", "ca-certificates", "ld.so.conf.d")  # of the host's /etc, to be read only
 _FROM_HOST = ("ld.so.cache", "ld.so.conf", "localtime", "os-release", "protocols", "services", "mime.types")
 _DATE = r"""#!/bin/sh
 # The clock of the rehearsal, which leaps over waits.
@@ -88,7 +89,7 @@ class Template:
     @property
     def shared(self) -> list[str]:
         """Folders of the host that are shown as they are."""
-        return [f"/etc/{name}" for name in _SHARED if os.path.isdir(f"/etc/{name}")]
+        return [f"/etc/{name}" for name in HOST_ETC if os.path.isdir(f"/etc/{name}")]
 
     @property
     def program_roots(self) -> list[Path]:
@@ -139,7 +140,7 @@ class Template:
         for name in _FROM_HOST:
             if os.path.isfile(f"/etc/{name}"):
                 shutil.copy(f"/etc/{name}", etc / name)
-        for name in _SHARED:
+        for name in HOST_ETC:
             if os.path.isdir(f"/etc/{name}"):
                 (etc / name).mkdir()
         for script in self.team.of(ROOTFS):
@@ -151,6 +152,7 @@ class Template:
     def _data(self) -> None:
         data = self.root / "data/mender"
         self._put(data / "device_type", f"device_type={self.team.device_type}\n")
+        self._put(data / "mender.conf", json.dumps({"ServerURL": f"http://127.0.0.1:{PORT}"}, indent=1))
         key = subprocess.run(
             ["openssl", "genpkey", "-algorithm", "ed25519"], capture_output=True, check=False
         )
@@ -201,7 +203,6 @@ class Template:
         kept = {key: value for key, value in kept.items() if not key.lower().startswith("statescriptretry")}
         return {
             **kept,
-            "ServerURL": "http://127.0.0.1:8080",
             "RootfsPartA": f"{ENV_DEVICE}p{SLOTS[0]}",
             "RootfsPartB": f"{ENV_DEVICE}p{SLOTS[1]}",
             "DBus": {"Enabled": False},

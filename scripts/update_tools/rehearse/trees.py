@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
     Quick = dict[str, tuple[int, ...]]
 
-# What is the machine's and not the scripts', and what a restart empties.
-_NOT_OURS = ("/usr", "/proc", "/sys", "/dev", "/run", "/tmp", "/.rehearsal", "/.slots", "/.host")
+# What is the machine's or the host's and not the scripts', and what a restart empties.
+HOST_ETC = ("alternatives", "ssl", "ca-certificates", "ld.so.conf.d")
+_NOT_OURS = {
+    *("/usr", "/proc", "/sys", "/dev", "/run", "/tmp", "/.rehearsal", "/.slots", "/.host"),
+    *(f"/etc/{name}" for name in HOST_ETC),
+}
 # What the agent keeps in its datastore (store, keys, module trees, its log).
 _AGENT = (
     "/data/mender/deployments.*.log",
