@@ -4,7 +4,7 @@
 Fewer scenarios: the update in which nothing goes wrong, a rollback from each hook that leads to one, a
 system that does not boot, and power cuts. What ran is read from the deployment log on the device, so it
 tells of exit codes, seconds and output, not of files or processes; waits are waited for, so windows are left
-out.
+out, and an update that a hook holds is let go on as a person does: somebody is at work on its console.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class _Player:
                     self._board.power_cut()
                     was_cut = True
                     self._board.boot(_LONGEST_S)
-            self._until(lambda: self._status(deployment) in _FINAL, "the end of the update")
+            self._until(lambda: self._has_ended(deployment), "the end of the update")
         except UpdateError as error:
             stuck = str(error)
         status = self._status(deployment)
@@ -232,6 +232,14 @@ class _Player:
 
     def _status(self, deployment: str) -> str:
         return str(self._device(deployment).get("status", ""))
+
+    def _has_ended(self, deployment: str) -> bool:
+        """Whether it is over; an update that a hook holds is let go on, as a person does."""
+        device = self._device(deployment)
+        status, substate = str(device.get("status", "")), str(device.get("substate") or "")
+        if status.startswith("pause_before_") or substate.startswith("paused at"):
+            self._board.shell("update-agent continue")
+        return status in _FINAL
 
     def _until(self, is_there: Callable[[], bool], what: str, *, interval_s: float = 0.5) -> None:
         deadline = time.monotonic() + _LONGEST_S
