@@ -49,7 +49,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         files = [
             file for file in files if set(needs.args) <= set(_target(Config(str(file))).get("features", ()))
         ]
-    metafunc.parametrize("lab", files, ids=[file.stem for file in files], indirect=True, scope="session")
+    # One board's tests stay together when boards run side by side.
+    chosen = [pytest.param(file, id=file.stem, marks=pytest.mark.xdist_group(file.stem)) for file in files]
+    metafunc.parametrize("lab", chosen, indirect=True, scope="session")
 
 
 def _target(config: Config) -> dict[str, Any]:

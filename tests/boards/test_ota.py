@@ -91,8 +91,6 @@ def test_power_cut_while_writing_leaves_the_running_system(field: Field) -> None
     field.until(lambda: field.device.written(other) - before > 1 << 20, "a MiB on the card")
     assert field.device.cut_and_boot() == field.slot
     field.ends_as("failure", "restarted during")
-    field.deploy()  # nothing of it is in the way of the next
-    field.ends_as("success")
 
 
 @pytest.mark.every_board
@@ -156,8 +154,6 @@ def test_data_partition_that_is_full_is_no_end(field: Field) -> None:
     finally:
         field.device.check(f"rm {FULL}; sync")
     field.ends()
-    field.deploy()
-    field.ends_as("success")
 
 
 def test_clock_that_is_wrong_and_jumps_does_not_matter(field: Field) -> None:

@@ -18,7 +18,7 @@ from update_agent.states import POINTS, WIRE_POINTS
 from .conftest import VIRTUAL, Lab, opened
 from .field import PAUSES, Field
 
-pytestmark = pytest.mark.board
+pytestmark = [pytest.mark.board, pytest.mark.xdist_group("pauses")]
 
 APP = "01234567-89ab-cdef-0123-456789abcdef"
 REPORTED = {"Download": "downloading", "ArtifactInstall": "installing", "ArtifactReboot": "rebooting"}
