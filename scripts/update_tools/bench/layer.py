@@ -47,7 +47,7 @@ _PLACES = {
     "mandir": "/usr/share/man",
     "sysconfdir": "/etc",
     "localstatedir": "/var",
-    "systemd_system_unitdir": "/usr/lib/systemd/system",
+    "systemd_system_unitdir": "*/lib/systemd/system",  # with or without usrmerge
 }
 _PACKAGE = re.compile(r'^(FILES|RDEPENDS):(\S+) = "([^"]*)"', re.MULTILINE)
 _ROLES = {"/boot": "BOOT", "/": "A", "/data": "DATA"}

@@ -34,19 +34,8 @@ class Part:
     """One `part` line; `start` and `number` (0: not in the table) once it is placed."""
 
     __slots__ = (
-        *(
-            "align",
-            "disk",
-            "file",
-            "fstype",
-            "is_active",
-            "is_logical",
-            "label",
-            "mountpoint",
-            "name",
-            "number",
-        ),
-        *("offset", "rootfs_dir", "size", "source", "start"),
+        *("align", "disk", "file", "fstype", "is_active", "is_logical", "label", "mountpoint"),
+        *("name", "number", "offset", "rootfs_dir", "size", "source", "start"),
     )
 
     def __init__(self, words: argparse.Namespace) -> None:
