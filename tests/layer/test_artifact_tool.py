@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.unit.peer import openssl
 from update_agent.artifact import Reader
 
 INHERIT = 'INHERIT += "update"\n'
-DESK = [str(ROOT / "scripts/ota"), "artifact"]
+DESK = [sys.executable, "-P", "-m", "update_tools", "artifact"]
 MKE2FS = shutil.which("mke2fs") or "/sbin/mke2fs"
 KEYS = {
     "RSA": ("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"),
@@ -32,10 +33,10 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(program: list[str], *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(program[0]).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        [*program, *words], env={"PATH": path, **env}, capture_output=True, text=True, check=False
-    )
+    env["PATH"] = f"{Path(program[0]).parent}:{os.environ['PATH']}"
+    if program is DESK:
+        env["PYTHONPATH"] = f"{ROOT}/agent:{ROOT}/scripts"
+    return subprocess.run([*program, *words], env=env, capture_output=True, text=True, check=False)
 
 
 def write(program: list[str], folder: Path, *options: str | Path, **env: str) -> bytes:
