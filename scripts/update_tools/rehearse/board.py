@@ -3,8 +3,8 @@
 
 Fewer scenarios: the update in which nothing goes wrong, a rollback from each hook that leads to one, a
 system that does not boot, and power cuts. What ran is read from the deployment log on the device, so it
-tells of exit codes, seconds and output, not of files or processes; waits are waited for, so windows are left
-out, and an update that a hook holds is let go on as a person does: somebody is at work on its console.
+tells of exit codes, seconds and output, not of files or processes. Waits are waited for, so windows are left
+out; an update that a hook holds is let go on as a person does, for somebody is at work on its console.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -84,6 +85,7 @@ def _on_board(team: Team, options: Options, progress: Callable[[str, int, int], 
     from update_tools.bench.layer import REPOSITORY
     from update_tools.rehearse import board
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the board must not stay on
     left_out = board.windows(load_hooks([str(team.hooks_from)]) if team.hooks_from else [])
     if left_out:
         print(f"left out, they would be waited for: {', '.join(left_out)}", file=sys.stderr)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 _REBOOT, _CUT, _ENDED = 10, 11, 12  # exit codes of the machine's first process
-_STALL_S = 45  # nothing in the journal for so long (beside a program's patience): nothing will come any more
+_STALL_S = 150  # nothing in the journal for so long, beside a program's patience: nothing will come
 _LONGEST_S = 300  # of one update
 _BOOTS = 20  # of one update
 _SLOTS_DIR = "/.slots"

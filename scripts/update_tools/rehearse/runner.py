@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CONTROL = "/.rehearsal"
 _KEPT_BYTES = 2048  # of a script's output, for the report
+_PATIENCE_S = 120.0  # with programs of the agent's own
 _LEFT_S = 0.3  # for what a script left to end by itself
 _IN_EVENTS = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200  # modify attrib close_write moved create delete
 _real_monotonic = time.monotonic
@@ -53,11 +54,10 @@ class Watch:
         self._plan: Json = {}
         self._plan_from = 0
         self._renew_plan()
-        plan = self._plan
         self._notes = notes
-        self._counts: dict[str, int] = {}
+        self._counts = _counts()  # runs so far, by name
         self._left: set[int] = set()  # processes that were told already
-        self._clock = clock.Clock(f"{CONTROL}/ahead", plan["patience_s"], notes)
+        self._clock = clock.Clock(f"{CONTROL}/ahead", _PATIENCE_S, notes)
         self._points: faults.Points | None = None
         self._step = ""
         self._agent = os.getpid()
@@ -152,7 +152,7 @@ class Watch:
             before = trees.quick(ignored) if is_script else {}
             no_route = _no_route()
             patience_s = self._clock.patience_s
-            self._clock.patience_s = self._plan["patience"].get(name, patience_s)
+            self._clock.patience_s = self._plan["patience"].get(name, self._plan["patience_s"])
             self._notes("start", kind=kind, name=shown, step=self._step, point=self._clock.point)
             killer = self._killer(name, count) if is_script else None
             started = _real_monotonic()
@@ -207,6 +207,17 @@ class Watch:
             return None
         assert self._points is not None
         return _Killer(kill["where"], int(kill["change"]), self._points.kill)
+
+
+def _counts() -> dict[str, int]:
+    """How often each program was started, by earlier agents of this machine as well."""
+    found: dict[str, int] = {}
+    with open(f"{CONTROL}/journal", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if '"event": "start"' in line:
+                name = json.loads(line)["name"]
+                found[name] = found.get(name, 0) + 1
+    return found
 
 
 class _Killer:
