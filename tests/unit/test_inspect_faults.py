@@ -248,6 +248,13 @@ def signed(key: str, image_key: str) -> Callable[[Card], None]:
     return change
 
 
+def library_elsewhere(card: Card) -> None:
+    """The library is in the image, but the loader does not look there."""
+    needs_library(card)
+    library = Path(os.environ["TMPDIR_OF_TEST"], "libproduct.so").read_bytes()
+    card.rootfs.text("/opt/product/libproduct.so.1", library, 0o755)
+
+
 def library_of_host(card: Card) -> None:
     needs_library(card)
     other_architecture("/usr/lib/libproduct.so.1")(card)
@@ -378,6 +385,7 @@ FAULTS: list[tuple[str, str, Callable[[Card], object]]] = [
     ("wrong-float-abi", "/usr/bin/product", soft_float),
     ("library-wrong-architecture", "/usr/bin/product", library_of_host),
     ("missing-library", "/usr/bin/product", needs_library),
+    ("missing-library", "/usr/bin/product", library_elsewhere),
     ("missing-interpreter", "/usr/bin/product", built("-fPIE", "-pie", "-fstack-protector-strong", "-Wl,-z,relro,-z,now,--dynamic-linker=/lib/ld-musl-aarch64.so.1")),
     ("elf-damaged", "/usr/bin/product", text("/usr/bin/product", program(*HARDENED)[:3000], 0o755)),
     ("not-pie", "/usr/bin/product", built("-no-pie", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")),
@@ -421,6 +429,7 @@ FAULTS: list[tuple[str, str, Callable[[Card], object]]] = [
     ("fstab-fixed-root", "/etc/fstab", text("/etc/fstab", "/dev/mmcblk0p2 / ext4 ro 0 1\n/dev/mmcblk0p4 /data ext4 rw 0 2\n")),
     # secrets and rights
     ("private-key", "/etc/mender/artifact-signing.key", text("/etc/mender/artifact-signing.key", KEY, 0o600)),
+    ("private-key-example", "/usr/lib/python3/tests/key.pem", text("/usr/lib/python3/tests/key.pem", KEY)),
     ("device-key-shared", "data: /mender/mender-agent.pem", lambda card: card.data.text("/mender/mender-agent.pem", KEY) if card.data else None),
     ("machine-id-shared", "/etc/machine-id", text("/etc/machine-id", "0123456789abcdef" * 2 + "\n")),
     ("root-without-password", "/etc/shadow", text("/etc/shadow", "root::15069:0:99999:7:::\n", 0o400)),
@@ -471,6 +480,20 @@ def test_an_artifact_signed_by_a_key_of_the_image_is_silent(
     card = Card()
     signed("ours", "ours")(card)
     assert found_in(card, tmp_path) == []
+
+
+def test_a_library_may_rely_on_what_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libsystemd-core and libsystemd-shared do, and Java's: a directory that no loader searches."""
+    monkeypatch.setenv("TMPDIR_OF_TEST", str(tmp_path))
+    card = Card()
+    library_elsewhere(card)
+    needed = str(tmp_path / "libproduct.so")
+    options = ("-shared", "-fPIC", "-Wl,--no-as-needed", needed, "-Wl,-z,relro")
+    card.rootfs.text(
+        "/opt/product/plugin.so", program(*options, source="int plugin(void) { return 1; }"), 0o755
+    )
+    card.rootfs.remove("/usr/bin/product")
+    assert found(card.make(tmp_path)) == []
 
 
 def test_a_single_program_without_guard_is_no_finding(tmp_path: Path) -> None:

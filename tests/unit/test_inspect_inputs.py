@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -20,13 +21,15 @@ import jsonschema
 import pexpect
 import pytest
 import zstandard
+from rich.console import Console
 from tests.support.artifacts import SigningKey
-from tests.unit.inspect_card import Card, missing_tools, program, update
+from tests.unit.inspect_card import Card, devicetree, missing_tools, program, update
 
 from update_tools.__main__ import main
 from update_tools.artifact import Contents, Packing, Software, with_software, write
 from update_tools.bench.tools import run
 from update_tools.inspect.cli import SCHEMA, inspect
+from update_tools.inspect.report import show
 from update_tools.inspect.source import Opener
 from update_tools.keys import PrivateKey
 
@@ -344,6 +347,26 @@ def test_on_a_terminal_no_line_is_longer(poor_card: Path, columns: int) -> None:
     assert "\x1b[2J" not in child.before  # of a file's name
     assert max(map(len, shown.splitlines())) <= columns
     assert child.exitstatus == 3
+
+
+def test_a_terminal_is_not_filled_with_the_same(tmp_path: Path) -> None:
+    """Ten of a kind; a pipe gets all. Device trees of other boards are counted."""
+    card = Card()
+    for number in range(13):
+        card.rootfs.text(f"/usr/share/open{number}", "anybody's", 0o666)
+        card.boot[f"other{number}.dtb"] = devicetree(compatible='"brcm,other"')
+    document = report(card.make(tmp_path))
+    shown = {}
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80, color_system=None)
+        show(document, console)
+        shown[is_terminal] = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown[True].count("/usr/share/open") == 10
+    assert "and 3 more of world-writable" in shown[True]
+    assert shown[False].count("/usr/share/open") == 13
+    assert "raspberrypi,4-model-b" in shown[True]
+    assert "and 13 more" in shown[True]
+    assert "brcm,other" not in shown[True]
 
 
 def test_no_other_program_is_needed(card: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MAGIC = b"\x7fELF"
 # Not run by this processor, or not run at all.
 _APART = re.compile(r"/(usr/)?lib/firmware/|/boot/|/usr/lib/debug/|/\.debug/|/usr/share/|/usr/src/")
+_ORIGIN = re.compile(r"\$ORIGIN|\$\{ORIGIN\}")
 _EM_BPF = {"EM_BPF", 247}
 _ARM_HARD, _ARM_SOFT = 0x400, 0x200
 # What pyelftools lets through when a file is broken.
@@ -224,7 +225,7 @@ def read_all(root: Tree, findings: Findings) -> dict[str, Elf]:
     """Every ELF file that the board's processor runs, by path."""
     files = {}
     for path, entry in sorted(root.entries.items()):
-        if not _is_elf(root, entry) or _APART.match(path):
+        if not _is_elf(root, entry) or _APART.match(path) or path.endswith((".o", ".a")):
             continue
         try:
             file = Elf(path, root.open(entry))
@@ -270,6 +271,10 @@ class _Libraries:
     def __init__(self, root: Tree, files: dict[str, Elf]) -> None:
         self._root = root
         self._files = files
+        self._by_name: dict[tuple[str, str, int], str] = {}
+        for path, file in files.items():
+            for name in {path.rpartition("/")[2], file.soname}:
+                self._by_name.setdefault((name, file.machine, file.bits), path)
         self._directories = ["/lib", "/usr/lib", "/lib64", "/usr/lib64"]
         for base in ("/lib", "/usr/lib"):
             for name in root.names(base):
@@ -297,7 +302,7 @@ class _Libraries:
         if file.interpreter and self._root.find(file.interpreter) is None:
             findings.add("missing-interpreter", file.path, file.interpreter)
         origin = str(PurePosixPath(file.path).parent)
-        own = [re.sub(r"\$ORIGIN|\$\{ORIGIN\}", origin, part) for part in file.search]
+        own = [_ORIGIN.sub(lambda _: origin, part) for part in file.search]
         for part in own:
             if not part.startswith("/") or re.match(r"/(home|build|tmp|work|root|mnt|media)/", part):
                 findings.add("insecure-rpath", file.path, f"{part or 'an empty entry'}")
@@ -306,7 +311,8 @@ class _Libraries:
 
     def _check_library(self, findings: Findings, file: Elf, name: str, own: list[str]) -> None:
         if "/" in name:
-            places = [name]
+            origin = str(PurePosixPath(file.path).parent)
+            places = [_ORIGIN.sub(lambda _: origin, name)]
         else:
             places = [f"{directory}/{name}" for directory in (*own, *self._directories)]
         other = None
@@ -322,5 +328,10 @@ class _Libraries:
             findings.add(
                 "library-wrong-architecture", file.path, f"{name}: {other.path} is {other.architecture}"
             )
-        else:
+            return
+        elsewhere = self._by_name.get((name, file.machine, file.bits), "")
+        if not elsewhere:
             findings.add("missing-library", file.path, name)
+        elif file.is_program:  # what loads a library may have loaded its libraries before it
+            what = f"{name}: there is {elsewhere}, where the loader does not look"
+            findings.add("missing-library", file.path, what)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of the JSON document: report.schema.json
 _PACKAGES_SHOWN = 12
 _TREES_SHOWN = 6
+_SAME_SHOWN = 10
 _VARIABLES_SHOWN = (
     "mender_boot_part",
     "upgrade_available",
@@ -267,7 +269,16 @@ _SHOWERS = {
 def _show_findings(report: Mapping[str, Any], console: Console) -> None:
     """Each on a line of its own, so that grep finds it, and what to do on the next."""
     wraps = not console.is_terminal
+    shown: Counter[str] = Counter()
+    of_name = Counter(finding["name"] for finding in report["findings"])
     for finding in report["findings"]:
+        name = finding["name"]
+        shown[name] += 1
+        if console.is_terminal and shown[name] > _SAME_SHOWN:  # a pipe gets all
+            if shown[name] == of_name[name]:
+                rest = of_name[name] - _SAME_SHOWN
+                console.print(f"    and {rest} more of {name}: --json, or a pipe, has all", style="dim")
+            continue
         style = "red" if finding["severity"] == ERROR else "yellow"
         head = Text.from_markup(
             f"[{style}]{finding['severity']}[/{style}] [bold]{finding['name']}[/bold] "

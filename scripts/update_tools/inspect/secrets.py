@@ -20,6 +20,7 @@ _KEY = re.compile(
     re.MULTILINE,
 )
 _KEY_NAMES = re.compile(r"/etc/dropbear/dropbear_\w+_host_key")
+_EXAMPLE = re.compile(r"^/usr/share/doc/|/(tests?|testing|testdata|examples?)/")
 _KEY_BYTES = 64 << 10
 
 
@@ -31,7 +32,8 @@ def section(subject: Subject) -> dict[str, object] | None:
     keys = [path for path, entry in sorted(root.entries.items()) if _is_key(root, entry)]
     for path in keys:
         is_device_key = path.startswith(("/data/mender/", STORE)) and path.endswith("mender-agent.pem")
-        subject.findings.add("device-key-shared" if is_device_key else "private-key", path, "a private key")
+        name = "private-key-example" if _EXAMPLE.search(path) else "private-key"
+        subject.findings.add("device-key-shared" if is_device_key else name, path, "a private key")
     if subject.data is not None:
         for path, entry in sorted(subject.data.entries.items()):
             if _is_key(subject.data, entry):
