@@ -2,6 +2,7 @@
 SUMMARY = "libdeflate for Python, which compresses update artifacts"
 DESCRIPTION = "Carries libdeflate 1.26 in its source. The version decides the bytes of an artifact: it is the one \
 that this repository's desk tools have, so that both write the same."
+HOMEPAGE = "https://github.com/dcwatson/deflate"
 LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://LICENSE;md5=04b82a429675de71589179790d05cbe1 \
                     file://libdeflate/COPYING;md5=89f8c510215440fe2f208fba4afe07e0"
