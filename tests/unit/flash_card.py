@@ -58,6 +58,8 @@ def _made(config: str) -> Path:
     root = ext4.Files()
     root.text("/etc/mender/mender.conf", config, 0o600)
     root.text("/usr/bin/program", random.Random(7).randbytes(1 << 20), 0o755)
+    root.text("/usr/lib/systemd/system/update-wifi@.service", "[Service]\n")
+    root.text("/etc/ssh/sshd_config", "HostKey /data/identity/ssh/ssh_host_ed25519_key\n")
     data = ext4.Files()
     data.directory("/mender", 0o700)
     data.text("/mender/device_type", f"device_type={DEVICE_TYPE}\n")

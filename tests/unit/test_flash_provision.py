@@ -99,8 +99,10 @@ MODES = {
     "/mender/server.crt": 0o100644,
     "/network": 0o40700,
     "/network/wpa_supplicant.conf": 0o100600,
-    "/ssh/ssh_host_ed25519_key": 0o100600,
-    "/ssh/ssh_host_ed25519_key.pub": 0o100644,
+    "/identity": 0o40700,
+    "/identity/ssh": 0o40700,
+    "/identity/ssh/ssh_host_ed25519_key": 0o100600,
+    "/identity/ssh/ssh_host_ed25519_key.pub": 0o100644,
 }
 
 
@@ -130,7 +132,7 @@ def test_everything_arrives_where_the_agent_looks(
     found = {path: data.entries[path] for path in MODES}
     assert {path: entry.mode for path, entry in found.items()} == MODES
     assert {(entry.uid, entry.gid) for entry in found.values()} == {(0, 0)}
-    assert "/ssh/id_rsa" not in data.entries
+    assert "/identity/ssh/id_rsa" not in data.entries
     assert is_sound(place, tmp_path)
 
     store = store_of(place, tmp_path / "store")
@@ -226,6 +228,50 @@ def test_what_the_image_would_override_is_refused(
         assert not place.read_bytes()[:MIB].strip(b"\0")
     else:
         assert not place.exists()
+
+
+class Root:
+    """Of a root file system, the files that say what an image reads."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self.text = files.get
+        self.find = files.get
+
+
+SSHD = {"/etc/ssh/sshd_config": "HostKey /data/identity/ssh/ssh_host_rsa_key\n"}
+DROPBEAR = {
+    "/etc/default/dropbear": 'DROPBEAR_EXTRA_ARGS="-w"\nDROPBEAR_RSAKEY_DIR=/data/identity/dropbear\n'
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "keys", "message"),
+    [
+        (SSHD, "ssh_host_rsa_key", ""),
+        (DROPBEAR, "dropbear_rsa_host_key", ""),
+        (SSHD, "dropbear_rsa_host_key", "wants ssh_host_"),
+        (DROPBEAR, "ssh_host_rsa_key", "wants dropbear_"),
+        ({}, "ssh_host_rsa_key", "no SSH server of the image looks"),
+        (
+            {"/etc/ssh/sshd_config": "#HostKey /etc/ssh/ssh_host_rsa_key\n"},
+            "ssh_host_rsa_key",
+            "no SSH server",
+        ),
+        ({}, "", "nothing in the image reads it"),
+        ({provision.WIFI_UNITS[1]: "[Service]"}, "", ""),
+    ],
+)
+def test_what_the_image_does_not_read_is_refused(files: dict[str, str], keys: str, message: str) -> None:
+    wanted = provision.Provision()
+    if keys:
+        wanted.host_keys = {keys: b"key"}
+    else:
+        wanted.wifi = "network"
+    if message:
+        with pytest.raises(FlashError, match=message):
+            wanted.check(Root(files))  # type: ignore[arg-type]
+    else:
+        wanted.check(Root(files))  # type: ignore[arg-type]
 
 
 def test_an_image_without_data_partition(

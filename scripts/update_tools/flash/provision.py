@@ -30,9 +30,20 @@ if TYPE_CHECKING:
 
 # On the data partition, which the device mounts at /data.
 STORE = "/mender"
-HOST_KEYS = "/ssh"
+IDENTITY = "/identity"
 WIFI = "/network/wpa_supplicant.conf"
 _MOUNT = "/data"
+# What reads them there: the layer's class update-image and its package update-wifi.
+WIFI_UNITS = ("/usr/lib/systemd/system/update-wifi@.service", "/lib/systemd/system/update-wifi@.service")
+# Server -> beginning of its keys' names, the file that says where they are, and how it says so.
+SSH_SERVERS = {
+    "ssh": ("ssh_host_", "/etc/ssh/sshd_config", f"HostKey {_MOUNT}{IDENTITY}/ssh/"),
+    "dropbear": (
+        "dropbear_",
+        "/etc/default/dropbear",
+        f"DROPBEAR_RSAKEY_DIR={_MOUNT}{IDENTITY}/dropbear",
+    ),
+}
 
 _HOST_KEY = re.compile(r"(ssh_host_[a-z0-9]+_key(\.pub)?|dropbear_[a-z0-9]+_host_key)")
 _SERVERS = ("ServerURL", "Servers")
@@ -88,6 +99,27 @@ class Provision:
                 raise FlashError(
                     f"{option} would not count: the image's {CONF_DIR}/mender.conf sets {found[0]}", hint=how
                 )
+        if self.host_keys:
+            self._check_host_keys(root)
+        if self.wifi and not any(root.find(unit) for unit in WIFI_UNITS):
+            raise FlashError(
+                "--wifi would not count: nothing in the image reads it",
+                hint='IMAGE_INSTALL:append = " update-wifi" in the image, or its local.conf',
+            )
+
+    def _check_host_keys(self, root: Tree) -> None:
+        for beginning, config, line in SSH_SERVERS.values():
+            if line in (root.text(config) or ""):
+                if any(name.startswith(beginning) for name in self.host_keys):
+                    return
+                raise FlashError(
+                    f"--host-keys would not count: the image's SSH server wants {beginning}…",
+                    hint="dropbearconvert openssh dropbear ssh_host_rsa_key dropbear_rsa_host_key, or back",
+                )
+        raise FlashError(
+            "--host-keys would not count: no SSH server of the image looks on the data partition",
+            hint="images of the layer's class update-image do, with openssh or dropbear in them",
+        )
 
     def files(self, data: Tree) -> dict[str, New]:
         """Files for a data partition that holds `data` now."""
@@ -104,12 +136,12 @@ class Provision:
         if self.device_key:
             files[f"{STORE}/mender-agent.pem"] = New(self.device_key, 0o600)
         for name, content in self.host_keys.items():
-            files[f"{HOST_KEYS}/{name}"] = New(content, 0o644 if name.endswith(".pub") else 0o600)
+            folder = f"{IDENTITY}/{'dropbear' if name.startswith('dropbear_') else 'ssh'}"
+            files[f"{folder}/{name}"] = New(content, 0o644 if name.endswith(".pub") else 0o600)
         if self.wifi:
             files[WIFI] = New(self.wifi.encode(), 0o600)
-        for name in {str(PurePosixPath(path).parent) for path in files}:
-            files[name] = New(None, 0o755 if name == HOST_KEYS else 0o700)
-        return files
+        folders = {str(parent) for path in files for parent in PurePosixPath(path).parents}
+        return files | {name: New(None, 0o700) for name in folders - {"/"}}
 
     def _bootstrap(self, data: Tree) -> dict[str, New]:
         """The image's bootstrap artifact names the image's device type; without ours it would not install."""
