@@ -8,14 +8,15 @@
 #
 # Then `bitbake update-image-minimal`, or an image of yours that inherits update-image. A machine's facts come
 # from conf/update/machine/${MACHINE}.inc of any layer; one without that file gets conf/update/layout.inc's.
-# The override `update` is set. README.md lists the variables.
+# The overrides `update` and `update-${UPDATE_BOOTFLOW}` are set. README.md lists the variables.
 
 require conf/update/layout.inc
 include conf/update/machine/${MACHINE}.inc
+include conf/update/bootflow/${UPDATE_BOOTFLOW}.inc
 require conf/update/documentation.inc
 
 UPDATE_ENABLED = "1"
-OVERRIDES =. "update:"
+OVERRIDES =. "update-${UPDATE_BOOTFLOW}:update:"
 
 UPDATE_ARTIFACT_NAME ??= "${DISTRO}-${DISTRO_VERSION}"
 UPDATE_SERVER_URL ??= ""

@@ -17,10 +17,11 @@ inherit update-artifact
 
 IMAGE_FSTYPES = "ext4 wic wic.bmap mender"
 WKS_FILE = "ab-data.wks.in"
+WKS_FILE:update-tryboot = "update-tryboot.wks.in"
 # Some BSP layers set this one, which is read first.
 WKS_FILES = "${WKS_FILE}"
 IMAGE_TYPEDEP:wic:append = " ext4"
-do_image_wic[depends] += "update-boot-script:do_deploy update-uboot-env:do_deploy virtual/bootloader:do_deploy"
+do_image_wic[depends] += "${@'update-tryboot:do_deploy' if d.getVar('UPDATE_BOOTFLOW') == 'tryboot' else 'update-boot-script:do_deploy update-uboot-env:do_deploy virtual/bootloader:do_deploy'}"
 
 # KiB. Equal limits: an image that does not fit its slot is an error of the build, not of the first update.
 IMAGE_ROOTFS_SIZE = "${@int(d.getVar('UPDATE_ROOTFS_SIZE_MB') or 0) * 1024}"
@@ -29,9 +30,11 @@ IMAGE_ROOTFS_EXTRA_SPACE = "0"
 IMAGE_OVERHEAD_FACTOR = "1.0"
 
 # The slot has its own kernel and device tree, so that they are updated with it.
-IMAGE_INSTALL:append = " \
+IMAGE_INSTALL:append:update-u-boot = " \
     kernel-image \
     ${@'kernel-devicetree' if d.getVar('KERNEL_DEVICETREE') and d.getVar('UPDATE_DEVICETREE') else ''} \
+"
+IMAGE_INSTALL:append = " \
     update-agent \
     update-agent-modules \
     update-data \
@@ -39,6 +42,20 @@ IMAGE_INSTALL:append = " \
     ${UPDATE_STATE_SCRIPT_RECIPES} \
     ${UPDATE_PAUSE_HOOK_RECIPES} \
 "
+
+# With tryboot /boot is all that the firmware reads of a slot: what other images have in their boot partition.
+do_rootfs[depends] += "${@'rpi-bootfiles:do_deploy virtual/kernel:do_deploy' if d.getVar('UPDATE_BOOTFLOW') == 'tryboot' else ''}"
+python update_image_boot_files() {
+    try:
+        files = update_layer.bootfiles.resolve(d.getVar("IMAGE_BOOT_FILES"), d.getVar("DEPLOY_DIR_IMAGE"))
+    except ValueError as error:
+        bb.fatal(str(error))
+    boot = os.path.join(d.getVar("IMAGE_ROOTFS"), "boot")
+    for source, target in files:
+        bb.utils.mkdirhier(os.path.dirname(os.path.join(boot, target)))
+        bb.utils.copyfile(source, os.path.join(boot, target))
+}
+ROOTFS_POSTPROCESS_COMMAND:append:update-tryboot = " update_image_boot_files"
 
 update_image_fstab() {
     install -d ${IMAGE_ROOTFS}/data

@@ -22,6 +22,8 @@ def test_every_machine_in_both_series(tmp_path: Path, machine: str, series: str)
     assert answer.get("failed") is None
     assert answer["messages"] == []
     assert len(answer["recipes"]) >= 10
+    needs_tryboot = answer["recipes"].pop("update-tryboot")  # tests/layer/test_tryboot.py
+    assert "UPDATE_BOOTFLOW" in needs_tryboot["skipped"]
     for name, found in answer["recipes"].items():
         assert found.get("values") == {"PN": name}, found
 
@@ -70,6 +72,7 @@ def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
         "update-identity",
         "update-image-dev",
         "update-image-minimal",
+        "update-tryboot",
         "update-uboot-env",
     }
 

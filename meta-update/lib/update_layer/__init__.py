@@ -10,7 +10,16 @@ from urllib.parse import urlparse
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-BBIMPORTS = ["agentconf", "environment", "kconfig", "layout", "pausehooks", "statescripts", "template"]
+BBIMPORTS = [
+    "agentconf",
+    "bootfiles",
+    "environment",
+    "kconfig",
+    "layout",
+    "pausehooks",
+    "statescripts",
+    "template",
+]
 
 
 def variables(d: Any) -> Mapping[str, str | None]:

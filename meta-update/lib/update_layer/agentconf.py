@@ -19,6 +19,10 @@ def settings(value: Callable[[str], str | None]) -> dict[str, object]:
         "UpdatePollIntervalSeconds": int(value("UPDATE_POLL_INTERVAL_S") or 0),
         "InventoryPollIntervalSeconds": int(value("UPDATE_INVENTORY_INTERVAL_S") or 0),
     }
+    if value("UPDATE_BOOTFLOW") == "tryboot":
+        found["Bootloader"] = "tryboot"
+        for key, name in (("AutobootPart", "BOOT"), ("BootPartA", "BOOT_A"), ("BootPartB", "BOOT_B")):
+            found[key] = f"{value('UPDATE_STORAGE_PART')}{value(f'UPDATE_PART_{name}')}"
     if server := value("UPDATE_SERVER_URL"):
         found["Servers"] = [{"ServerURL": server}]
     if token := value("UPDATE_TENANT_TOKEN"):

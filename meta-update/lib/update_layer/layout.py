@@ -19,6 +19,7 @@ _NUMBERS = {
     "UPDATE_PART_B": "B",
     "UPDATE_PART_DATA": "data",
 }
+_TRYBOOT = ("UPDATE_PART_BOOT_A", "UPDATE_PART_BOOT_B", "UPDATE_PART_EXTENDED")
 _SIZES = ("UPDATE_FIRST_PART_MB", "UPDATE_BOOT_SIZE_MB", "UPDATE_ROOTFS_SIZE_MB", "UPDATE_DATA_SIZE_MB")
 _ENV = ("UPDATE_UBOOT_ENV_SIZE", "UPDATE_UBOOT_ENV_OFFSET", "UPDATE_UBOOT_ENV_OFFSET_REDUND")
 
@@ -38,6 +39,10 @@ def problems(values: Mapping[str, str | None]) -> list[str]:
             numbers[name] = int(values.get(name) or "", 0)
         except ValueError:
             found.append(f'{name} = "{values.get(name) or ""}" is not a whole number')
+    flow = values.get("UPDATE_BOOTFLOW") or ""
+    flows = (values.get("UPDATE_BOOTFLOWS") or "").split()
+    if flow not in flows:
+        found.append(f'UPDATE_BOOTFLOW = "{flow}" is not what this machine has: {" or ".join(flows)}')
     if len(numbers) == len(_NUMBERS) + len(_SIZES) + len(_ENV) + 1:
         found += _partitions(numbers, values) + _environment(numbers)
         found += _bootloader(values, numbers["UPDATE_UBOOT_ENV_OFFSET"])
@@ -63,8 +68,15 @@ def _unknown(values: Mapping[str, str | None]) -> list[str]:
 def _partitions(numbers: Mapping[str, int], values: Mapping[str, str | None]) -> list[str]:
     found = []
     partitions = [numbers[name] for name in _NUMBERS]
-    if partitions != [1, 2, 3, 4]:
-        # wic numbers the partitions in the order of the wks, and an MBR has four.
+    # wic numbers the partitions in the order of the wks; an MBR has four, of which one may hold more.
+    if values.get("UPDATE_BOOTFLOW") == "tryboot":
+        more = [values.get(name) for name in _TRYBOOT]
+        if (partitions, more) != ([1, 5, 6, 7], ["2", "3", "4"]):
+            found.append(
+                f"autoboot, A, B, data are partitions {partitions}, boot A, boot B, extended {more}; "
+                "files/wic/update-tryboot.wks.in makes them 1, 5, 6, 7, and 2, 3, 4"
+            )
+    elif partitions != [1, 2, 3, 4]:
         found.append(
             f"boot, A, B, data are partitions {partitions}; files/wic/ab-data.wks.in makes them 1, 2, 3, 4"
         )

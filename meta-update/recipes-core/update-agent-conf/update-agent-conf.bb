@@ -50,4 +50,4 @@ python do_install() {
 
 FILES:${PN} = "${sysconfdir}/mender ${localstatedir}/lib/mender /data/mender"
 CONFFILES:${PN} = "${sysconfdir}/mender/mender.conf"
-RDEPENDS:${PN} = "update-fw-env-config"
+RDEPENDS:${PN}:update-u-boot = "update-fw-env-config"
