@@ -32,6 +32,7 @@ NOT_FOLLOWED = {
     "oelint.vars.descriptiontoobrief": "as long as it needs to be",
     "oelint.vars.fileextrapaths": "update-agent takes the agent from beside the layer",
     "oelint.vars.outofcontext": "the same",
+    "oelint.vars.homepageping": "tests ask nobody",
     "oelint.vars.inconspaces": "WKS_SEARCH_PATH has colons",
     "oelint.vars.mispell": "IMAGE_TYPEDEP and others of OE-core that the tool does not know",
     "oelint.vars.multilineident": "four spaces everywhere",
