@@ -105,6 +105,7 @@ EXIT_CODES = (
     (1, "failed, or wrong usage: the reason is on stderr"),
     (2, "no update in progress, or none that is to be decided about"),
     (4, "done, reboot needed (with --reboot-exit-code)"),
+    (130, "interrupted; `resume` goes on with an update, `rollback` undoes it"),
 )
 _WIDTH = 110
 _COMMAND = {command.name: command for command in COMMANDS}
