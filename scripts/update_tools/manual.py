@@ -80,13 +80,13 @@ MORE_COMMANDS = {
 
 # Keys of mender.conf that other clients do not have.
 OWN_KEYS = {
-    "AutobootPart": "With tryboot: the partition that holds autoboot.txt, such as /dev/mmcblk0p1. It is read and"
-    " written without being mounted.",
+    "AutobootPart": "With tryboot: the partition that holds autoboot.txt, such as /dev/mmcblk0p1. It is read"
+    " and written without being mounted.",
     "BootPartA": "With tryboot: the boot partition of `RootfsPartA`.",
-    "BootPartB": "With tryboot: the boot partition of `RootfsPartB`. That of the slot being installed is made anew"
-    " from the root file system's /boot.",
-    "Bootloader": "What chooses the slot: `uboot` (or GRUB), or `tryboot`, the firmware of Raspberry Pi 4 and 5."
-    " Not set: `tryboot` if `AutobootPart` is set and there is no /etc/fw_env.config, else `uboot`.",
+    "BootPartB": "With tryboot: the boot partition of `RootfsPartB`. That of the slot being installed is made"
+    " anew from the root file system's /boot.",
+    "Bootloader": "What chooses the slot: `uboot` (or GRUB), or `tryboot`, the firmware of Raspberry Pi 4"
+    " and 5. Not set: `tryboot` if `AutobootPart` is set and there is no /etc/fw_env.config, else `uboot`.",
     "ControlGroup": "Members of this group, beside root, may use the control socket.",
     "OutcomeSurvivesRestart": "Whether an update that has succeeded is still reported as a success when the"
     " device restarts before that; other clients then report a failure.",
