@@ -337,9 +337,18 @@ def test_the_machine_looks_like_the_device(tmp_path: Path) -> None:
         [ ! -e /run/before-reboot ] && [ ! -e /etc/before-reboot ] && [ -e /data/before-reboot ]
         systemctl is-active --quiet some.service
     """
-    before = "touch /run/before-reboot /etc/before-reboot /data/before-reboot"
-    scripts = write(tmp_path, {"ArtifactReboot_Leave_10_x": text, "ArtifactReboot_Enter_10_x": before})
-    done = rehearsal.rehearse(Team(scripts), rehearsal.Options(quick=True, only=["nothing more"]))
+    before = """
+        touch /run/before-reboot /etc/before-reboot /data/before-reboot
+        [ "$(cat /etc/product)" = "{mine}" ]
+        [ "$(tool-of-ours)" = hello ]
+    """
+    root = write(
+        tmp_path / "root",
+        {"etc/product": "{mine}", "etc/mender/mender.conf": "{}", "usr/bin/tool-of-ours": "echo hello"},
+    )
+    names = {"ArtifactReboot_Leave_10_x": text, "ArtifactReboot_Enter_10_x": before}
+    team = Team(write(tmp_path / "scripts", names), root=root)
+    done = rehearsal.rehearse(team, rehearsal.Options(quick=True, only=["nothing more"]))
     assert found(done) == {"writes-rootfs": "ArtifactReboot_Enter_10_x"}
     assert {update.status for each in done.played for update in each.updates} == {"success"}
 

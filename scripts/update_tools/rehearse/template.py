@@ -70,6 +70,7 @@ class Template:
         self.root, self.usr = folder / "root", folder / "usr"
         self.clock = clock
         self.root.mkdir(parents=True)
+        self._team_files()
         self._usr()
         self._etc()
         self._data()
@@ -108,6 +109,17 @@ class Template:
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         path.chmod(mode)
 
+    def _team_files(self) -> None:
+        """What the team lays over the root; what lies in its usr is laid over /usr as it is."""
+        for path in self.team.root.iterdir() if self.team.root is not None else ():
+            target = self.root / path.name
+            if path.name == "usr":
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, target, symlinks=True, dirs_exist_ok=True)
+            else:
+                shutil.copy2(path, target, follow_symlinks=False)
+
     def _usr(self) -> None:
         for name, text in (
             ("bin/date", _DATE.replace("@control@", CONTROL)),
@@ -142,7 +154,7 @@ class Template:
                 shutil.copy(f"/etc/{name}", etc / name)
         for name in HOST_ETC:
             if os.path.isdir(f"/etc/{name}"):
-                (etc / name).mkdir()
+                (etc / name).mkdir(exist_ok=True)
         for script in self.team.of(ROOTFS):
             self._put(etc / f"mender/scripts/{script.name}", script.data, script.mode & 0o7777)
         if self.team.version is not None:
@@ -165,16 +177,8 @@ class Template:
         for name in ("home", "root", "opt", "srv", "var/lib", "var/log", "var/tmp", "var/cache"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         for link, to in (("lib/mender", "/data/mender"), ("run", "/run"), ("lock", "/run/lock")):
-            (self.root / "var" / link).symlink_to(to)
-        if self.team.root is not None:
-            for path in self.team.root.iterdir():
-                if path.name == "usr":
-                    continue
-                target = self.root / path.name
-                if path.is_dir() and not path.is_symlink():
-                    shutil.copytree(path, target, symlinks=True, dirs_exist_ok=True)
-                else:
-                    shutil.copy2(path, target, follow_symlinks=False)
+            if not os.path.lexists(self.root / "var" / link):
+                (self.root / "var" / link).symlink_to(to)
 
     def _retry(self) -> tuple[int, int]:
         found = {str(key).lower(): value for key, value in self.team.conf.items()}
