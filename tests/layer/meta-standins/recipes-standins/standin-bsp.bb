@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+SUMMARY = "Files that kernel, boot loader and firmware would deploy, empty; and the kernel's packages"
+LICENSE = "Apache-2.0"
+
+inherit deploy
+
+PROVIDES = "virtual/kernel virtual/bootloader ${STANDIN_BSP_PROVIDES}"
+PACKAGE_ARCH = "${MACHINE_ARCH}"
+INHIBIT_DEFAULT_DEPS = "1"
+# The root file system's kernel and device trees.
+PACKAGES = "${STANDIN_KERNEL_PACKAGES}"
+
+do_configure[noexec] = "1"
+do_compile[noexec] = "1"
+do_package_qa[noexec] = "1"
+
+# STANDIN_DIR/kernel is a kernel for the virtual board; elsewhere a word stands for it.
+do_install() {
+    install -d ${D}/boot
+    if [ -e "${STANDIN_DIR}/kernel" ]; then
+        install -m 0644 "${STANDIN_DIR}/kernel" "${D}/boot/${UPDATE_KERNEL}"
+    else
+        echo "in place of a kernel" > "${D}/boot/${UPDATE_KERNEL}"
+    fi
+    if [ -n "${UPDATE_DEVICETREE}" ]; then
+        echo "in place of a device tree" > "${D}/boot/${UPDATE_DEVICETREE}"
+    fi
+}
+
+# Each file that wic takes from the deploy directory into the boot partition, but for those that our recipes deploy.
+python do_deploy() {
+    import shutil
+    folder = d.getVar("DEPLOYDIR")
+    ours = d.getVar("STANDIN_OURS").split()
+    for entry in (d.getVar("IMAGE_BOOT_FILES") or "").split():
+        name = entry.split(";")[0].replace("*", "standin")
+        path = os.path.join(folder, name)
+        if name not in ours:
+            bb.utils.mkdirhier(os.path.dirname(path))
+            with open(path, "w") as file:
+                file.write("in place of %s\n" % name)
+    environment = os.path.join(d.getVar("STANDIN_DIR"), "initial-env")
+    shutil.copy(environment, os.path.join(folder, os.path.basename(d.getVar("UPDATE_UBOOT_DEFAULT_ENV"))))
+}
+addtask deploy after do_install before do_build
+
+UPDATE_UBOOT_DEFAULT_ENV ??= "u-boot-initial-env-${MACHINE}"
+do_deploy[vardeps] += "IMAGE_BOOT_FILES UPDATE_UBOOT_DEFAULT_ENV STANDIN_OURS"
+do_deploy[file-checksums] += "${STANDIN_DIR}/initial-env:True"
+do_install[file-checksums] += "${STANDIN_DIR}/kernel:True"
+
+ALLOW_EMPTY:kernel-devicetree = "1"
+ALLOW_EMPTY:kernel-modules = "1"
+ALLOW_EMPTY:kernel-base = "1"
+ALLOW_EMPTY:kernel = "1"
+FILES:kernel-image = "/boot/${UPDATE_KERNEL}"
+FILES:kernel-devicetree = "/boot/${UPDATE_DEVICETREE}"
