@@ -205,6 +205,8 @@ class Card:
             file.truncate(max(self.offsets.values()) + SIZES["DATA"] + MIB)
         run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", disk], stdin=self.table)
         _copy_into(disk, self.offsets["A"], self.make_rootfs(into / "root"))
+        if "B" in self.offsets:
+            _copy_into(disk, self.offsets["B"], _kept(_empty, "empty", ""))
         if self.data is not None:
             nodes = self.data.nodes.items()
             said = repr([(path, node.mode, node.data, node.target) for path, node in sorted(nodes)])
@@ -263,6 +265,11 @@ class Card:
                 text,
             ]
         )
+
+
+def _empty(target: Path) -> None:
+    """Slot B as wic makes it."""
+    ext4.make(target, ext4.Files(), size_bytes=SIZES["B"], label="", journal=True)
 
 
 def _copy_into(disk: Path, offset: int, source: Path) -> None:

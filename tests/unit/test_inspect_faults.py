@@ -8,7 +8,7 @@ import os
 import struct
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.artifacts import Entry, SigningKey
@@ -165,18 +165,13 @@ def tryboot(*faults: Callable[[Card], object]) -> Callable[[Card], None]:
     """A card that Raspberry Pi's firmware starts without U-Boot, and what is wrong with it."""
 
     def change(card: Card) -> None:
-        places = {
-            1: ("AUTOBOOT", 8, 1),
-            2: ("BOOT", 9, 4),
-            3: ("BOOT B", 13, 4),
-            5: ("A", 17, 8),
-            6: ("B", 25, 8),
-        }
-        places[7] = ("DATA", 33, 8)
-        card.offsets = {name: start * MIB for name, start, _ in places.values()}
-        card.table = "label: gpt\n" + "".join(
-            f"{number}: start={start * 2048}, size={size * 2048}\n"
-            for number, (_, start, size) in places.items()
+        # As wic lays it out: the fourth is an extended one, with the rest in it.
+        places = {1: ("AUTOBOOT", 8, 1), 2: ("BOOT", 9, 4), 3: ("BOOT B", 13, 4), 4: ("", 17, 27)}
+        places.update({5: ("A", 18, 8), 6: ("B", 27, 8), 7: ("DATA", 36, 8)})
+        card.offsets = {name: start * MIB for name, start, _ in places.values() if name}
+        card.table = "label: dos\n" + "".join(
+            f"{number}: start={start * 2048}, size={size * 2048}, type={'83' if name else '5'}\n"
+            for number, (name, start, size) in places.items()
         )
         node = "/dev/mmcblk0p"
         card.config.update(
@@ -332,13 +327,13 @@ FAULTS: list[tuple[str, str, Callable[[Card], object]]] = [
     # partitions and file systems
     ("partition-overlap", "partitions 2 and 3", patch(446 + 2 * 16 + 8, struct.pack("<I", 36864))),
     ("partition-beyond-end", "partition 4", patch(446 + 3 * 16 + 12, struct.pack("<I", 20000))),
-    ("slot-sizes-differ", "root A, root B", replaced("table", "3: start=40960, size=16384", "3: start=40960, size=8192")),
+    ("slot-sizes-differ", "root A, root B", both(replaced("table", "2: start=24576, size=16384", "2: start=24576, size=14336"), having(root_bytes=7 * MIB))),
     ("data-missing", "card.wic", no_data_partition),
     ("data-not-last", "partition 4", data_first),
     ("filesystem-too-large", "partition 2", filesystem_too_large),
     ("filesystem-missing", "partition 4", no_data),
     ("filesystem-unclean", "partition 2", superblock("A", 0x3A, bytes(2))),
-    ("filesystem-damaged", "partition 3", superblock("B", 0x38, b"\x53\xef")),
+    ("filesystem-damaged", "partition 3", superblock("B", 0x28, bytes(4))),
     ("filesystem-damaged", "partition 2: /usr/share/manual", lost_file),
     ("rootfs-label-shared", "partitions 2 and 4", having(root_label="data")),
     ("slot-missing", "/dev/mmcblk0p7", config(RootfsPartB="/dev/mmcblk0p7")),
@@ -471,6 +466,21 @@ def test_a_good_card_for_tryboot_is_silent(tmp_path: Path) -> None:
     card = Card()
     tryboot()(card)
     assert found_in(card, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["LABEL=data", "/dev/disk/by-label/data", "/dev/mmcblk0p4"])
+def test_the_data_partition_may_be_named_in_several_ways(tmp_path: Path, name: str) -> None:
+    card = Card()
+    text("/etc/fstab", f"/dev/root / auto defaults 1 1\n{name} /data ext4 defaults 0 2\n")(card)
+    with Opener() as opener:
+        report: Any = inspect(card.make(tmp_path), opener)
+    assert report["findings"] == []
+    assert [part["role"] for part in report["partitions"]["partitions"]] == [
+        "boot",
+        "root A",
+        "root B",
+        "data",
+    ]
 
 
 def test_an_artifact_signed_by_a_key_of_the_image_is_silent(

@@ -111,7 +111,7 @@ def look(source: Source, findings: Findings) -> Subject:
     if subject.root is not None:
         _read_config(subject, subject.root)
     if disk is not None and subject.root is not None:
-        _find_data(subject, disk)
+        _find_data(subject, subject.root, disk)
         if subject.config is not None and subject.is_tryboot:
             boot_a = disk.partition(Slot(subject.config.boot_part_a).number)
             subject.boot = fat(subject, disk, boot_a) if boot_a else None
@@ -130,7 +130,7 @@ def finish(subject: Subject) -> None:
 
 
 def _add_tree(subject: Subject, disk: Disk, partition: Partition) -> None:
-    """The first file system with /etc is the root; any other ext4 that follows may be the data."""
+    """The first file system with /etc is the root; another one without /usr may be the data."""
     if partition.filesystem == "vfat" and subject.boot is None:
         subject.boot = fat(subject, disk, partition)
     if partition.filesystem != "ext4":
@@ -141,7 +141,7 @@ def _add_tree(subject: Subject, disk: Disk, partition: Partition) -> None:
     subject.filesystems[partition.number] = tree
     if subject.root is None and tree.find("/etc") is not None and tree.find("/usr") is not None:
         subject.root = tree
-    elif tree.find("/usr") is None:
+    elif tree.find("/usr") is None and (subject.data is None or subject.data.find("/mender") is None):
         subject.data, subject.data_partition = tree, partition
 
 
@@ -166,14 +166,32 @@ def _tree(subject: Subject, kind: type[_Found], image: IO[bytes], start: int, na
     return tree
 
 
-def _find_data(subject: Subject, disk: Disk) -> None:
-    """The partition that fstab mounts at /data, if it says one by its number."""
-    root = subject.root
+def _find_data(subject: Subject, root: Tree, disk: Disk) -> None:
+    """The partition that fstab mounts at /data, if it says one; else what looks like it and is no slot."""
     cards = {slot.disk for slot in subject.slots if slot.disk}
-    for fields in fstab(root) if root else []:
-        match = _PARTITION.fullmatch(fields[0])
-        if fields[1] == "/data" and match and (not cards or match[1] in cards):
-            subject.data_partition = disk.partition(int(match[2])) or subject.data_partition
+    if subject.data_partition is not None and subject.data_partition.number in {
+        slot.number for slot in subject.slots
+    }:
+        subject.data = subject.data_partition = None
+    for fields in fstab(root):
+        if fields[1] == "/data":
+            found = _named(disk, fields[0], cards)
+            if found is not None:
+                subject.data_partition = found
+                subject.data = subject.filesystems.get(found.number)
+
+
+def _named(disk: Disk, name: str, cards: set[str]) -> Partition | None:
+    """A partition by its node, file system's label or name in the GPT, as fstab may say it."""
+    match = _PARTITION.fullmatch(name)
+    if match:
+        return disk.partition(int(match[2])) if not cards or match[1] in cards else None
+    for part in disk.partitions:
+        if part.label and name in {f"LABEL={part.label}", f"/dev/disk/by-label/{part.label}"}:
+            return part
+        if part.name and name in {f"PARTLABEL={part.name}", f"/dev/disk/by-partlabel/{part.name}"}:
+            return part
+    return None
 
 
 def fstab(root: Tree) -> list[list[str]]:
