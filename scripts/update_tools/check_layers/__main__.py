@@ -16,7 +16,7 @@ from rich.console import Console
 from update_agent.errors import UpdateError
 
 from . import checks, host, rows
-from .errors import Skipped
+from .errors import Failed, Skipped
 from .results import FAILED, OK, SKIPPED, Results, reasons, table
 from .workshop import REPOSITORY, Workshop, default_folder
 
@@ -112,16 +112,17 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _run_row(shop: Workshop, row: Row, columns: Sequence[Check], results: Results) -> None:
-    skipped = ""
+    stopped: UpdateError | None = None
     try:
         checks.look_for_mirrors(shop, row, _log(shop, row, "mirrors"))
-    except Skipped as error:
-        skipped = error.message
+    except (Failed, Skipped) as error:
+        stopped = error
     for check in columns:
         if check.only and row.board != check.only:
             _keep(results, row, check, SKIPPED, 0.0, f"only {check.only}")
-        elif skipped:
-            _keep(results, row, check, SKIPPED, 0.0, skipped)
+        elif stopped is not None:  # kas files that cannot be read are the first column's failure
+            is_failure = isinstance(stopped, Failed) and check is columns[0]
+            _keep(results, row, check, FAILED if is_failure else SKIPPED, 0.0, stopped.message)
         elif check.needs and results.get(row, check.needs).get("result") == FAILED:
             _keep(results, row, check, SKIPPED, 0.0, f"{check.needs} failed")
         else:
