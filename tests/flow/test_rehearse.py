@@ -309,7 +309,7 @@ def test_a_planted_flaw_is_found(name: str, tmp_path: Path) -> None:
         patience_s=float(more.get("patience_s", 10.0)),  # type: ignore[arg-type]
         jobs=2,
     )
-    done = rehearsal.rehearse(Team(folder, **given), options)
+    done = rehearsal.rehearse(Team(*([folder] if folder else []), **given), options)
     assert found(done).get(name) == where, [f.document() for f in done.findings]
     others = {finding.name for finding in done.findings if finding.severity == "error"} - {name}
     # What never gets to the kernel as a program also fails when it is started.

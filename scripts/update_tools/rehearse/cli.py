@@ -47,7 +47,7 @@ def run(words: list[str]) -> int:
     if options.list:
         return _list()
     team = Team(
-        options.scripts,
+        *options.scripts,
         hooks=options.hooks,
         artifact=options.artifact,
         conf=options.conf,
@@ -118,7 +118,14 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     given = root.add_argument_group("what is rehearsed").add_argument
-    given("--scripts", metavar="DIR", type=Path, help="state scripts, of the image and of the artifact")
+    given(
+        "--scripts",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="state scripts, of the image and of the artifact; may be given again",
+    )
     given(
         "--hooks", metavar="DIR", type=Path, help="pause hooks (NN-name.json); their programs may lie beside"
     )
@@ -133,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
         "--root",
         metavar="DIR",
         type=Path,
-        help="more files of the device that scripts need, laid over the machine's root",
+        help="more files of the device that scripts need, by their paths there",
     )
     how = root.add_argument_group("how").add_argument
     how("--quick", action="store_true", help="nothing goes wrong, and each failure once: no kills")

@@ -46,8 +46,7 @@ def ota_rehearsal(request: pytest.FixtureRequest) -> Callable[..., Rehearsal]:
     root = config.rootpath
 
     def rehearse(
-        scripts: str | Path | None = None,
-        *,
+        *scripts: str | Path,
         hooks: str | Path | None = None,
         artifact: str | Path | None = None,
         conf: str | Path | None = None,
@@ -77,7 +76,7 @@ def ota_rehearsal(request: pytest.FixtureRequest) -> Callable[..., Rehearsal]:
         )
         try:
             given = Team(
-                place(scripts),
+                *(root / path for path in scripts),
                 hooks=place(hooks),
                 artifact=place(artifact),
                 conf=place(conf),

@@ -58,18 +58,17 @@ class Script:
 
 
 class Team:
-    """Everything that was given. Raises InputError for what cannot be read at all."""
+    """Everything that was given; `scripts` are folders. Raises InputError for what cannot be read at all."""
 
     def __init__(
         self,
-        scripts: Path | None,
-        *,
+        *scripts: Path,
         hooks: Path | None = None,
         artifact: Path | None = None,
         conf: Path | None = None,
         root: Path | None = None,
     ) -> None:
-        if scripts is None and hooks is None and artifact is None:
+        if not scripts and hooks is None and artifact is None:
             raise InputError(
                 "there is nothing to rehearse", hint="--scripts DIR, --hooks DIR or --artifact FILE"
             )
@@ -83,15 +82,15 @@ class Team:
         self.others: list[str] = []  # files that are none of ours
         self.scripts: list[Script] = []
         self.not_in_artifact: list[Script] = []
-        self.is_recipe = False  # files of a recipe, which gives them their modes when it installs them
-        folder = _folder(scripts, "--scripts")
-        if folder is not None:
-            self._read_scripts(folder)
+        for path in scripts:
+            if (folder := _folder(path, "--scripts")) is not None:
+                self._read_scripts(folder)
+        self._take_for_recipe()
         if self.header is not None:
             self.scripts += [Script(name, ARTIFACT, data, 0o755) for name, data in self.header.scripts]
-        if folder is not None and not (self.scripts or self.not_in_artifact or self.others):
+        if scripts and not (self.scripts or self.not_in_artifact or self.others):
             raise InputError(
-                f"{folder} has no state scripts", hint="files named as ArtifactInstall_Leave_10_migrate"
+                f"{scripts[0]} has no state scripts", hint="files named as ArtifactInstall_Leave_10_migrate"
             )
 
     @property
@@ -142,11 +141,14 @@ class Team:
                     self.not_in_artifact.append(script)
             else:
                 self.scripts.append(script)
-        self.is_recipe = not any(script.mode & 0o111 for script in self.scripts)
-        if self.is_recipe:
-            self.others = [name for name in self.others if _NEARLY.match(name)]
-            for script in self.scripts:
-                script.mode = 0o755
+
+    def _take_for_recipe(self) -> None:
+        """If nothing is executable these are files of a recipe, which installs them as programs."""
+        if any(script.mode & 0o111 for script in self.scripts):
+            return
+        self.others = [name for name in self.others if _NEARLY.match(name)]
+        for script in self.scripts:
+            script.mode = 0o755
 
 
 def _has_hook(script: Script) -> bool:
