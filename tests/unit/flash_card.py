@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import bz2
 import functools
 import gzip
@@ -55,6 +56,7 @@ def _table() -> str:
 def _made(config: str) -> Path:
     """The card, made once for a mender.conf; a copy of it is what tests get."""
     folder = Path(tempfile.mkdtemp(prefix="flash-card-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     root = ext4.Files()
     root.text("/etc/mender/mender.conf", config, 0o600)
     root.text("/usr/bin/program", random.Random(7).randbytes(1 << 20), 0o755)
@@ -98,14 +100,6 @@ def packed(kind: str) -> bytes:
     """The card, packed: bz2, xz, gz, zst."""
     content = _made(json.dumps(CONFIG)).read_bytes()
     return PACKERS[kind](content)
-
-
-def remove() -> None:
-    """What `make` keeps."""
-    _made.cache_clear()
-    packed.cache_clear()
-    for folder in Path(tempfile.gettempdir()).glob("flash-card-*"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

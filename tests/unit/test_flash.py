@@ -30,12 +30,6 @@ MIB = 1 << 20
 SIZE = flash_card.TOTAL_BYTES
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _remove() -> Iterator[None]:
-    yield
-    flash_card.remove()
-
-
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """In memory, if there is room: a busy disk makes every fsync a wait."""

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit import flash_card
 
-from update_tools.flash import devices, refuse
+from update_tools.flash import cli, devices, refuse
 from update_tools.flash.errors import FlashError
 
 GB = 10**9
@@ -141,3 +144,82 @@ def test_this_machine_can_be_looked_at() -> None:
         assert medium.size_bytes > 0
         assert medium.number.count(":") == 1
         assert devices.is_there(medium)
+
+
+# What people see of it. The media are recorded ones: nothing here has any to plug in.
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def plugged(monkeypatch: pytest.MonkeyPatch, sysfs: Path) -> None:
+    """A stick with photos that is mounted, an empty card in a slot, and the system's disk."""
+    stick = row("sda", **USB, children=[part("sda1", "/media/me/PHOTOS", fstype="vfat", label="PHOTOS")])
+    document = {"blockdevices": [stick, row("mmcblk0", 8 * GB), SYSTEM_DISK]}
+    monkeypatch.setattr(devices, "attached", lambda: devices.media(document, sysfs=sysfs))
+
+
+@pytest.mark.usefixtures("plugged")
+def test_the_list_is_of_removable_media(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (stick,) = [line for line in lines if "/dev/sda" in line and "PHOTOS" in line]
+    for text in (
+        "32.0 GB",
+        "SanDisk Ultra",
+        "usb",
+        "vfat PHOTOS",
+        "no: /dev/sda1 is mounted at /media/me/PHOTOS",
+    ):
+        assert text in stick
+    (card,) = [line for line in lines if "/dev/mmcblk0" in line]
+    for text in ("8.0 GB", "SD card", "yes"):
+        assert text in card
+    assert "nvme" not in "".join(lines)
+
+    assert cli.run(["--list", "--json"]) == 0
+    listed = {medium["path"]: medium for medium in json.loads(capsys.readouterr().out)}
+    assert listed.keys() == {"/dev/sda", "/dev/mmcblk0"}
+    assert listed["/dev/sda"]["refused_because"] == ["/dev/sda1 is mounted at /media/me/PHOTOS"]
+    assert listed["/dev/sda"]["parts"][0]["mounted_at"] == ["/media/me/PHOTOS"]
+    assert listed["/dev/mmcblk0"]["refused_because"] == []
+
+
+@pytest.mark.usefixtures("plugged")
+def test_without_a_device_the_one_that_can_be_written_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = flash_card.make(tmp_path / "card.wic")
+    monkeypatch.setattr("sys.stdin", Terminal("no\n"))
+    with pytest.raises(FlashError, match="nothing was written"):
+        cli.run([str(card)])
+    out, err = capsys.readouterr()
+    assert "Overwrite all of /dev/mmcblk0? [y/N]" in err
+    assert "SanDisk" in out
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    with pytest.raises(FlashError, match="DEVICE is missing"):
+        cli.run([str(card), "--yes"])
+    monkeypatch.setattr(devices, "attached", list)
+    with pytest.raises(FlashError, match="no removable medium is attached"):
+        cli.run([str(card)])
+
+
+def test_of_several_media_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sysfs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = flash_card.make(tmp_path / "card.wic")
+    document = {"blockdevices": [row("sda", **USB), row("mmcblk0")]}
+    monkeypatch.setattr(devices, "attached", lambda: devices.media(document, sysfs=sysfs))
+    for answer, message in (
+        ("sdz\n", "is none of them"),
+        ("\n", "is none of them"),
+        ("sda\nn\n", "nothing was written"),
+    ):
+        monkeypatch.setattr("sys.stdin", Terminal(answer))
+        with pytest.raises(FlashError, match=message):
+            cli.run([str(card)])
+    assert "Overwrite all of /dev/sda?" in capsys.readouterr().err

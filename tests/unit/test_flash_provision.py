@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
@@ -30,12 +29,6 @@ from update_tools.inspect.ext4 import Ext4Tree
 LAYOUT = flash_card.LAYOUT
 URL = "https://updates.example.com"
 PASSWORD = 'say "friend" \\ enter'
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _remove() -> Iterator[None]:
-    yield
-    flash_card.remove()
 
 
 @pytest.fixture

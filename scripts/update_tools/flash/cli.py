@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from update_tools.inspect.units import mib
 
-from . import bmap, data_partition, devices, plan, provision, refuse, show, source, target, wifi, writer
+from . import bmap, devices, plan, refuse, show, source, target, wifi, writer
 from .errors import FlashError
 
 if TYPE_CHECKING:
@@ -63,8 +63,10 @@ def run(words: list[str]) -> int:
         plan.check_size(block_map, image.size_bytes)
     wanted = _wanted(options)
     if wanted and image.is_seekable:
+        from .data_partition import Card
+
         with image.plain() as plain:
-            data_partition.Card(plain, image.path.name).check(wanted)
+            Card(plain, image.path.name).check(wanted)
     if options.to_file is not None:
         opened = _to_file(options, image, needed)
     else:
@@ -115,6 +117,9 @@ def _bmap(options: argparse.Namespace) -> Bmap | None:
 
 
 def _wanted(options: argparse.Namespace) -> Provision:
+    """What the options put into the data partition; false if that is nothing."""
+    from . import provision  # with cryptography, which takes 80 ms to load
+
     wanted = provision.Provision()
     if options.device_type:
         wanted.device_type = provision.device_type(options.device_type)
@@ -232,11 +237,16 @@ def _write(
     opened: Callable[[], Target],
 ) -> int:
     started = time.monotonic()
-    fill = (lambda place: data_partition.fill(place, image.head, wanted)) if wanted else None
+
+    def fill(place: Target) -> None:
+        from . import data_partition
+
+        data_partition.fill(place, image.head, wanted)
+
     with opened() as place:
         try:
             with show.progress(os.path.basename(place.name)) as progress:
-                done = writer.flash(image, place, block_map, fill=fill, progress=progress)
+                done = writer.flash(image, place, block_map, fill=fill if wanted else None, progress=progress)
         except KeyboardInterrupt:
             print(f"\n{place.name}: interrupted; {target.AGAIN}", file=sys.stderr)
             raise
