@@ -17,6 +17,7 @@ from tests.unit.inspect_card import (
     HARDENED,
     MARK,
     MIB,
+    OFFSETS,
     SIZES,
     Card,
     boot_script,
@@ -336,6 +337,7 @@ FAULTS: list[tuple[str, str, Callable[[Card], object]]] = [
     ("filesystem-damaged", "partition 3", superblock("B", 0x28, bytes(4))),
     ("filesystem-damaged", "partition 2: /usr/share/manual", lost_file),
     ("rootfs-label-shared", "partitions 2 and 4", having(root_label="data")),
+    ("rootfs-not-read", "card.wic", both(patch(OFFSETS["A"], b"hsqs"), superblock("A", 0x38, bytes(2)))),
     ("slot-missing", "/dev/mmcblk0p7", config(RootfsPartB="/dev/mmcblk0p7")),
     # U-Boot's environment
     ("fw-env-missing", "/etc/fw_env.config", without("/etc/fw_env.config")),

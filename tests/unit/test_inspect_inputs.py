@@ -158,6 +158,14 @@ def test_an_artifact_by_mender_artifact(card: Path, tmp_path: Path) -> None:
     assert document["artifact"]["provides"]["rootfs-image.version"] == "r1"
 
 
+def test_an_artifact_with_a_file_system_that_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.mender"
+    path.write_bytes(update(files={"root.squashfs": b"hsqs" + bytes(5000)}).build())
+    document = report(path)
+    assert names(document) == ["rootfs-not-read"]
+    assert document["artifact"]["filesystem"] == "squashfs"
+
+
 @pytest.mark.parametrize("kind", ["app", None])
 def test_an_artifact_without_a_root_file_system(tmp_path: Path, kind: str | None) -> None:
     path = tmp_path / "a.mender"

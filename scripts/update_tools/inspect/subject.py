@@ -13,6 +13,7 @@ from update_agent.lean import json
 from .boards import Board
 from .ext4 import Ext4Tree
 from .fat import FatTree
+from .findings import ERROR
 from .tree import InspectError, Tree
 
 if TYPE_CHECKING:
@@ -120,6 +121,13 @@ def look(source: Source, findings: Findings) -> Subject:
 
 def finish(subject: Subject) -> None:
     """Tell what could not be read, when all that was wanted is known."""
+    artifact = subject.source.artifact
+    is_damaged = any(finding.severity == ERROR for finding in subject.findings)
+    if subject.root is None and not is_damaged:
+        if subject.disk is not None:
+            subject.findings.add("rootfs-not-read", subject.source.path.name, "no ext4 with /etc and /usr")
+        elif artifact is not None and artifact.header.payload_type == "rootfs-image":
+            subject.findings.add("rootfs-not-read", artifact.header.name, f"it is {artifact.filesystem}")
     unreadable = subject.root.unreadable if subject.root else {}
     if unreadable:
         shown = [f"{path} ({why})" for path, why in sorted(unreadable.items())[:_SHOWN]]
