@@ -109,6 +109,8 @@ class Tryboot:
         boot = self.boot_slots().get(part)
         if boot is None:
             raise BootloaderError(f"mender_boot_part={part} is neither RootfsPartA nor RootfsPartB")
+        # A mounted one has its own idea of what is there; told now, and not only by the commit.
+        self._slots.check_unused(self._autoboot_part())
         is_default = boot.number == before.autoboot.default
         if wanted["upgrade_available"] == "1":
             self._start_trial(part, wanted["bootcount"], is_default=is_default)

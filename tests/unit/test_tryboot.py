@@ -391,6 +391,14 @@ def test_a_boot_partition_in_use_is_not_written(device: Device) -> None:
     assert Path(device.pi.part("3")).read_bytes() == before
 
 
+def test_a_mounted_autoboot_partition_is_told_at_the_installation(device: Device) -> None:
+    table = f"1 0 8:1 / / rw - ext4 /dev/none rw\n2 0 8:3 / /boot rw - vfat {device.pi.part('1')} rw\n"
+    (device.directory / "mountinfo").write_text(table)
+    with pytest.raises(SlotError, match="p1 is mounted at /boot"):
+        device.install()
+    assert device.state == ("5", "0", "0")
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
