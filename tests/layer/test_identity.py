@@ -164,6 +164,19 @@ def test_a_formatted_data_partition_gets_it_back_from_the_environment(tmp_path: 
     assert (device.root / "data/mender").stat().st_mode & 0o777 == 0o700
 
 
+def test_without_u_boot_its_environment_is_left_alone(tmp_path: Path) -> None:
+    """A layer may bring fw_env.config; with tryboot, partitions are where it points."""
+    conf = 'INHERIT += "update"\nUPDATE_BOOTFLOW = "tryboot"\n'
+    build = Build(tmp_path / "build", machine="raspberrypi5", conf=conf)
+    device = Device(
+        tmp_path, Path(build.run("update-identity")["D"]) / "usr/sbin/update-identity"
+    ).with_u_boot()
+    (device.root / "etc/machine-id").write_text(A + "\n")
+    before = (tmp_path / "card").read_bytes()
+    assert device.boot() == A
+    assert (device.kept, (tmp_path / "card").read_bytes()) == (A, before)
+
+
 @pytest.mark.parametrize("text", ["", "0" * 32, A[:31], A.upper(), f"{A}0", "uninitialized"])
 def test_what_is_no_id_is_not_kept(tmp_path: Path, text: str) -> None:
     device = Device(tmp_path)
