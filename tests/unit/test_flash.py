@@ -170,6 +170,20 @@ def test_the_second_table_of_an_old_gpt_goes(card: Path, tmp_path: Path) -> None
         assert len(json.loads(table.stdout)["partitiontable"]["partitions"]) == 4
 
 
+def test_an_image_with_a_gpt(device: Path, tmp_path: Path) -> None:
+    image = tmp_path / "gpt.wic"
+    with open(image, "wb") as file:
+        file.truncate(12 * MIB)
+    table = "label: gpt\nstart=2048, size=8192\nstart=10240, size=8192\n"
+    subprocess.run(["sfdisk", "--quiet", image], input=table, text=True, check=True, capture_output=True)
+    with open(image, "r+b") as file:
+        file.seek(5 * MIB)
+        file.write(os.urandom(MIB))
+    assert [part.size for part in source.open_image(image).partitions] == [4 * MIB, 4 * MIB]
+    assert flash(image, device, "--yes") == 0
+    assert digest(device, 12 * MIB) == digest(image)
+
+
 def test_to_a_file(card: Path, tmp_path: Path) -> None:
     virtual = tmp_path / "virtual.img"
     assert flash(card, "--to-file", virtual) == 0
@@ -209,6 +223,17 @@ def test_a_packed_image_tells_its_size_before_it_is_unpacked(
 def test_read_only(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with loop(tmp_path / "locked", 40 * MIB, "--read-only") as locked:
         assert "it is read-only" in refused([card, locked, "--yes"], locked, capsys)
+
+
+def test_large_sectors(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The partition table would be read as one of partitions eight times as large."""
+    with loop(tmp_path / "large", 40 * MIB, "--sector-size=4096") as large:
+        assert "has sectors of 4096 bytes" in refused([card, large, "--yes"], large, capsys)
+
+
+def test_in_use_by_another_flash(card: Path, device: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with opened(device):
+        assert "is in use" in refused([card, device, "--yes"], device, capsys)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ _BLKFLSBUF = 0x1261
 _BLKRRPART = 0x125F
 _CACHE_BYTES = 128 << 10
 _CACHE_BLOCKS = 512
+_SECTOR_BYTES = 512
 _HOLE_BYTES = 64 << 10
 _ZEROS = memoryview(bytes(_HOLE_BYTES))
 _GONE = {errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM}
@@ -182,6 +183,11 @@ def open_device(medium: Medium, seen: str) -> Target:
         is_same = f"{os.major(number)}:{os.minor(number)}" == medium.number and size == medium.size_bytes
         if not is_same or devices.sequence(medium) != seen:
             raise FlashError(f"{medium.path} is another medium than a moment ago", hint="start again")
+        if block != _SECTOR_BYTES:
+            raise FlashError(
+                f"{medium.path} has sectors of {block} bytes; the image's table counts in {_SECTOR_BYTES}",
+                hint="another medium or reader",
+            )
     except BaseException:
         os.close(descriptor)
         raise
