@@ -179,7 +179,7 @@ class _Player:
         try:
             if case.cut:
                 self._until(
-                    lambda: self._status(deployment) in {case.cut, *_FINAL},
+                    lambda: self._has_ended(deployment) or self._status(deployment) == case.cut,
                     f"status {case.cut}",
                     interval_s=0.1,
                 )
