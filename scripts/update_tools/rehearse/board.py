@@ -13,6 +13,7 @@ import json
 import re
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from update_agent.errors import UpdateError
@@ -30,7 +31,6 @@ from update_tools.server import run as server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from update_agent.hooks import Hook
     from update_tools.rehearse.team import Team
@@ -109,7 +109,8 @@ def rehearse(given: Team, options: Options, folder: Path, *, progress: Progress)
         )
     result = Rehearsal(given, options)
     started = time.monotonic()
-    if team.check(given, result.findings, [folder, *([given.root] if given.root else [])]):
+    # What the board lacks is found when it starts a script: programs are looked for on the host.
+    if team.check(given, result.findings, [Path("/"), *([given.root] if given.root else [])]):
         _Player(result, folder, progress).play(cases(quick=options.quick))
         known = {script.name for script in given.scripts}
         analyse.judge(
