@@ -21,7 +21,7 @@ WKS_FILE:update-tryboot = "update-tryboot.wks.in"
 # Some BSP layers set this one, which is read first.
 WKS_FILES = "${WKS_FILE}"
 IMAGE_TYPEDEP:wic:append = " ext4"
-do_image_wic[depends] += "${@'update-tryboot:do_deploy' if d.getVar('UPDATE_BOOTFLOW') == 'tryboot' else 'update-boot-script:do_deploy update-uboot-env:do_deploy virtual/bootloader:do_deploy'}"
+do_image_wic[depends] += "${@'update-autoboot:do_deploy' if d.getVar('UPDATE_BOOTFLOW') == 'tryboot' else 'update-boot-script:do_deploy update-uboot-env:do_deploy virtual/bootloader:do_deploy'}"
 
 # KiB. Equal limits: an image that does not fit its slot is an error of the build, not of the first update.
 IMAGE_ROOTFS_SIZE = "${@int(d.getVar('UPDATE_ROOTFS_SIZE_MB') or 0) * 1024}"

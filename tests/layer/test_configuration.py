@@ -22,7 +22,7 @@ def test_every_machine_in_both_series(tmp_path: Path, machine: str, series: str)
     assert answer.get("failed") is None
     assert answer["messages"] == []
     assert len(answer["recipes"]) >= 10
-    needs_tryboot = answer["recipes"].pop("update-tryboot")  # tests/layer/test_tryboot.py
+    needs_tryboot = answer["recipes"].pop("update-autoboot")  # tests/layer/test_tryboot.py
     assert "UPDATE_BOOTFLOW" in needs_tryboot["skipped"]
     for name, found in answer["recipes"].items():
         assert found.get("values") == {"PN": name}, found
@@ -66,13 +66,13 @@ def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
     skipped = {name for name, found in answer["recipes"].items() if "INHERIT" in found.get("skipped", "")}
     assert skipped == {
         "update-agent-conf",
+        "update-autoboot",
         "update-boot-script",
         "update-data",
         "update-fw-env-config",
         "update-identity",
         "update-image-dev",
         "update-image-minimal",
-        "update-tryboot",
         "update-uboot-env",
     }
 

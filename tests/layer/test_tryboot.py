@@ -59,7 +59,7 @@ def test_u_boot_is_not_asked_for(tmp_path: Path, machine: str) -> None:
     assert values["RPI_USE_U_BOOT"] == "0"
     assert values["WKS_FILE"] == "update-tryboot.wks.in"
     assert "kernel-image" not in values["IMAGE_INSTALL"].split()  # the kernel is /boot/kernel8.img
-    assert flags["do_image_wic[depends"].split() == ["update-tryboot:do_deploy"]
+    assert flags["do_image_wic[depends"].split() == ["update-autoboot:do_deploy"]
     assert "rpi-bootfiles:do_deploy" in flags["do_rootfs[depends"].split()
     assert not recipes["update-agent-conf"]["values"]["RDEPENDS:update-agent-conf"]
 
@@ -81,8 +81,16 @@ def test_what_cannot_be_stops_the_build(tmp_path: Path, conf: str, complaint: st
 
 
 def test_without_systemd_there_is_no_image(tmp_path: Path) -> None:
-    found = build(tmp_path, conf='DISTRO_FEATURES = "sysvinit"\n').ask({"update-tryboot": {}})["recipes"]
-    assert "INIT_MANAGER" in found["update-tryboot"]["skipped"]
+    found = build(tmp_path, conf='DISTRO_FEATURES = "sysvinit"\n').ask({"update-autoboot": {}})["recipes"]
+    assert "INIT_MANAGER" in found["update-autoboot"]["skipped"]
+
+
+def test_no_recipe_has_the_name_of_an_override(tmp_path: Path) -> None:
+    """OE-core's insane.bbclass stops at one: its variables would all be overrides of themselves."""
+    asked = {"*": {"values": ["PN", "OVERRIDES"]}}
+    for found in build(tmp_path).ask(asked)["recipes"].values():
+        words = [word for word in found["values"]["OVERRIDES"].split(":") if not word.startswith("pn-")]
+        assert found["values"]["PN"] not in words
 
 
 def deploy(folder: Path) -> None:
@@ -103,7 +111,7 @@ def made(build: Build) -> tuple[dict[str, str], Path]:
     line = f"dwc_otg.lpm_enable=0 console=serial0,115200 {values['CMDLINE_ROOTFS']} net.ifnames=0\n"
     (folder / "bootfiles/cmdline.txt").write_text(line)
     root = Path(build.run(IMAGE, "do_rootfs", values=("IMAGE_ROOTFS",))["IMAGE_ROOTFS"])
-    done = build.run("update-tryboot", "do_unpack", "do_compile", "do_deploy")
+    done = build.run("update-autoboot", "do_unpack", "do_compile", "do_deploy")
     conf = Path(build.run("update-agent-conf")["D"]) / "etc/mender/mender.conf"
     wks = (build.layer / "files/wic/update-tryboot.wks.in").read_text()
     files = {
@@ -214,7 +222,7 @@ def test_a_fault_in_one_file_is_found(tmp_path: Path, name: str, old: str, new: 
 def test_the_first_partition_is_sound_and_always_the_same(tmp_path: Path) -> None:
     images = []
     for name in ("one", "two"):
-        done = build(tmp_path / name).run("update-tryboot", "do_unpack", "do_compile", "do_deploy")
+        done = build(tmp_path / name).run("update-autoboot", "do_unpack", "do_compile", "do_deploy")
         images.append(Path(done["DEPLOYDIR"]) / "update-autoboot.vfat")
         fsck = subprocess.run(["fsck.vfat", "-n", images[-1]], capture_output=True, text=True, check=False)
         assert fsck.returncode == 0, fsck.stdout
