@@ -34,7 +34,7 @@ The start of the medium, with the partition table, is written last: a medium tha
 not boot, and the same command starts over.
 
 Options under "for this device" put files into the image's data partition; root file systems stay as built.
-Without DEVICE, and to see what is there: --list.
+Without DEVICE the media are shown, and it is asked for; --list only shows them.
 
 Exit codes: 0 written and verified, 2 not written or not to its end, 130 interrupted."""
 
