@@ -17,7 +17,7 @@ from update_tools.conform import artifact as small
 from update_tools.rehearse import board, plan, rehearsal, sandbox
 from update_tools.rehearse.cli import run
 from update_tools.rehearse.findings import CATALOGUE
-from update_tools.rehearse.html import page
+from update_tools.rehearse.html import Timeline, page
 from update_tools.rehearse.record import Update
 from update_tools.rehearse.team import InputError, Team
 
@@ -381,6 +381,7 @@ def test_what_the_log_of_a_device_says() -> None:
     assert (later.code, later.seconds, later.output) == (21, 0.25, f"hello from {name}\n")
     assert later.hook == "ArtifactCommit_Enter"
     assert limit.timed_out
+    assert [bar["look"] for bar in Timeline(update, 1, is_disturbed=False).bars] == ["later", "bad"]
 
 
 def test_not_executable_is_found_beside_executable_ones(tmp_path: Path) -> None:
