@@ -85,7 +85,10 @@ class Field:
 
     def until_status(self, *words: str) -> None:
         """Wait until the server has been told one of these."""
-        self.until(lambda: self.told["status"] in words, f"the server's word of {' or '.join(words)}")
+        self.until(
+            lambda: self.told["status"] in {*words, *FINAL}, f"the server's word of {' or '.join(words)}"
+        )
+        assert self.told["status"] in words, f"{self.told}\n{self.log()}"
 
     def until_paused(self, point: str) -> None:
         """Wait until the server shows a pause at a point, and the device, asked for itself, says so too.

@@ -155,17 +155,20 @@ def test_power_cuts_at_random_moments(lab: Lab, field: Field) -> None:
     field.ends()
 
 
-def test_data_partition_that_is_full_is_no_end(field: Field) -> None:
-    """Nothing can be saved or logged: the update may fail or not, and what is reported is true."""
-    field.device.check(f"echo {b64encode(FILL.encode()).decode()} | base64 -d | python3; sync", timeout_s=120)
-    assert field.device.check("df /data | tail -n 1").split()[3] == "0"
+def test_data_partition_that_is_full_is_told_and_no_end(field: Field) -> None:
+    """Nothing can be saved, so nothing is begun; the server is told why, and the board starts as ever."""
     try:
+        field.device.check(
+            f"echo {b64encode(FILL.encode()).decode()} | base64 -d | python3; sync", timeout_s=120
+        )
+        assert field.device.check("df /data | tail -n 1").split()[3] == "0"
         field.deploy()
-        time.sleep(20)  # some polls
-        field.cut()
+        field.until_status("failure")
+        assert "No space left on device" in field.told["substate"]
+        assert field.device.cut_and_boot() == field.slot
     finally:
-        field.device.check(f"rm {FULL}; sync")
-    field.ends()
+        field.device.check(f"rm -f {FULL}; sync")
+    field.is_settled()
 
 
 def test_clock_that_is_wrong_and_jumps_does_not_matter(field: Field) -> None:
