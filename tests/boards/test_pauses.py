@@ -88,7 +88,10 @@ class Product(Field):
         words = (PAUSES.get(point, ""), "")
         if point not in WIRE_POINTS:
             words = (REPORTED[point.partition("_")[0]], f"paused at {point}")
-        told = lambda: (self.told["status"], self.told["substate"])  # noqa: E731
+
+        def told() -> tuple[str, str]:
+            return self.told["status"], self.told["substate"]
+
         self.until(lambda: told() == words or told()[0] in FINAL, f"the report {words}")
         assert told() == words, self.log()
         self.until(lambda: self.device.paused_at() == point, f"the device's pause at {point}")
