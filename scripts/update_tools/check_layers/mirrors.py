@@ -19,7 +19,6 @@ OWNERS = {
     "meta-raspberrypi": ("agherzan", "yoctoproject"),
     "meta-arm": ("yoctoproject", "jonmason"),
     "meta-ti": ("TexasInstruments", "yoctoproject"),
-    "u-boot": ("u-boot",),
 }
 
 

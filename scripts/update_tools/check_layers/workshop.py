@@ -77,7 +77,8 @@ class Workshop:
                 (self.folder / name).mkdir(exist_ok=True)
             self._copy_repository()
             # The mirrors may be somebody else's; kas runs git with a home of its own.
-            (self.folder / "gitconfig").write_text("[safe]\n\tdirectory = *\n")
+            for name in ("gitconfig", "home/.gitconfig"):
+                (self.folder / name).write_text("[safe]\n\tdirectory = *\n")
             for name in ("home", "wrynose", "scarthgap"):
                 if host.become(self.user) and (self.folder / name).owner() != self.user:
                     host.give(self.folder / name, self.user)
@@ -158,7 +159,7 @@ class Workshop:
 
     def bitbake(self, row: Row, build: Build, command: Sequence[str], log: Path, *, limit_s: int) -> Run:
         """A command in a build that is prepared: its directory, its environment."""
-        environment = self._environments[row.name, build.name]
+        environment = {**self._environments[row.name, build.name], "HOME": str(self.folder / "home")}
         return self.run(command, log, limit_s=limit_s, env=environment, cwd=self.build_folder(row, build))
 
     def run(
