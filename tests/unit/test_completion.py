@@ -113,7 +113,7 @@ def test_other_shells_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 # The shells themselves, with the real scripts/ota. It must be set up: they cannot wait for that.
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def _is_set_up() -> None:
     if not (REPOSITORY / ".venv/bin/python").exists():
         pytest.skip("scripts/setup was not run")
@@ -153,6 +153,7 @@ def by_fish(line: str, folder: Path) -> set[str]:
 SHELLS: dict[str, Callable[[str, Path], set[str]]] = {"bash": by_bash, "fish": by_fish}
 
 
+@pytest.mark.usefixtures("_is_set_up")
 @pytest.mark.parametrize("shell", SHELLS)
 def test_shells_offer_the_same(shell: str, tmp_path: Path) -> None:
     (tmp_path / "card.wic").touch()
@@ -174,6 +175,7 @@ def test_shells_offer_the_same(shell: str, tmp_path: Path) -> None:
     assert only == {"a folder"}
 
 
+@pytest.mark.usefixtures("_is_set_up")
 def test_bash_behind_an_equals_sign(tmp_path: Path) -> None:
     (tmp_path / "card.bmap").touch()
     assert by_bash("flash --bmap=ca", tmp_path) == {"card.bmap"}
@@ -186,6 +188,7 @@ TYPED = {
 }
 
 
+@pytest.mark.usefixtures("_is_set_up")
 @pytest.mark.parametrize("shell", TYPED)
 def test_typed_with_tab(shell: str, tmp_path: Path) -> None:
     """The whole way: a person at a shell, who presses Tab and then Enter."""
