@@ -6,10 +6,13 @@ No agent takes part: trials are begun and committed as it does, by one fw_setenv
 
 from __future__ import annotations
 
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from update_agent.fat16 import Fat16
 from update_tools.bench.qemu import Board
 
 from .conftest import Images, NewBoard
@@ -236,4 +239,25 @@ def test_power_cut_while_the_other_slot_is_written(board: Board, images: Images)
     board.power_cut()
     there, whole = board.landed("B", images("1"))
     assert 0 < there < whole
+    assert board.boot().part == 2
+
+
+def test_u_boot_reads_a_boot_partition_that_the_agent_made(new_board: NewBoard, tmp_path: Path) -> None:
+    """As for a slot of tryboot, whose firmware runs on no machine here: U-Boot is another reader of FAT."""
+    board = new_board()
+    start, size = board.layout.offset("BOOT"), board.layout.sizes["BOOT"]
+    boot = tmp_path / "boot"
+    (boot / "overlays").mkdir(parents=True)
+    subprocess.run(["mcopy", "-i", f"{board.disk}@@{start}", "::boot.scr", boot], check=True)
+    for number in range(100):  # beside and before it, with long names, in several clusters
+        (boot / f"bcm2711-rpi-{number}.dtb").write_bytes(b"dtb" * number)
+        (boot / f"overlays/an-overlay-{number}.dtbo").write_bytes(b"dtbo" * number)
+    made = Fat16(str(boot), size, {})
+    content = bytearray(made.size)
+    assert made.fill(memoryview(content)) == made.size
+    with board.disk.open("r+b") as disk:
+        disk.seek(start)
+        disk.write(b"\xa5" * size)
+        disk.seek(start)
+        disk.write(content)
     assert board.boot().part == 2
