@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.layer.bitbake import SERIES, Build
+from tests.layer.bitbake import LAYER, SERIES, Build
 
 from update_agent import autoboot, config
 from update_agent.boot_partition import command_line
@@ -256,6 +256,31 @@ def test_the_firmware_starts_the_card_and_the_agent_understands_it(tmp_path: Pat
         "mender_boot_part": "5",
         "upgrade_available": "0",
     }
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ("bootfiles/*", {"bootfiles/config.txt": "config.txt", "bootfiles/start4.elf": "start4.elf"}),
+        (
+            "bootfiles/*;fw",
+            {"bootfiles/config.txt": "fw/config.txt", "bootfiles/start4.elf": "fw/start4.elf"},
+        ),
+        ("Image;kernel8.img vc4.dtbo;overlays/", {"Image": "kernel8.img", "vc4.dtbo": "overlays/vc4.dtbo"}),
+        ("bootfiles/config.txt", {"bootfiles/config.txt": "bootfiles/config.txt"}),
+    ],
+)
+def test_boot_files_are_placed_as_wic_places_them(
+    tmp_path: Path, entries: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(LAYER / "lib"))
+    from update_layer import bootfiles
+
+    deploy(tmp_path)
+    found = bootfiles.resolve(entries, str(tmp_path))
+    assert {str(Path(source).relative_to(tmp_path)): target for source, target in found} == expected
+    with pytest.raises(ValueError, match="more than one file for Image"):
+        bootfiles.resolve("Image vc4.dtbo;Image", str(tmp_path))
 
 
 def test_a_boot_file_that_is_not_there_stops_the_build(tmp_path: Path) -> None:
