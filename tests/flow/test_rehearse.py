@@ -317,6 +317,22 @@ def test_a_planted_flaw_is_found(name: str, tmp_path: Path) -> None:
 
 
 @needs_machines
+def test_a_hook_whose_program_never_lets_go(tmp_path: Path) -> None:
+    """The clock leaps over the week; the update goes on at the limit, and the hook is named."""
+    hook = {
+        "point": "Download_Leave",
+        "when": {"program": "/opt/ask"},
+        "limit_s": 604800,
+        "at_limit": "continue",
+    }
+    hooks = write(tmp_path / "hooks", {"10-x.json": json.dumps(hook), "ask": "exit 21"})
+    options = rehearsal.Options(quick=True, only=["nothing more"])
+    done = rehearsal.rehearse(Team(hooks=hooks), options)
+    assert found(done) == {"hook-never-ends": "10-x.json"}
+    assert [update.status for update in done.played[0].updates] == ["success", "success"]
+
+
+@needs_machines
 def test_what_may_differ_is_not_found(tmp_path: Path) -> None:
     scripts = write(tmp_path, {"ArtifactInstall_Enter_10_x": 'echo more >>"$UPDATE_DATA_DIR/log/history"'})
     (tmp_path / "ArtifactInstall_Enter_05_x").write_text('#!/bin/sh\nmkdir -p "$UPDATE_DATA_DIR/log"\n')

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _LEFT, _ROW, _TOP = 1000, 8, 22, 30
 _LEAST_WIDTH = 3.0
+_APART = 80  # of two marks whose names do not meet
 _MARKS = {
     "boot": "boot",
     "killed": "agent killed",
@@ -99,7 +100,7 @@ class Timeline:
         rows = 1 + max((bar["row"] for bar in self.bars), default=-1)
         self.width = _WIDTH
         self.height = _TOP + _ROW * rows + 24
-        self.rows = [self._line(run) for run in self._runs]
+        self.rows = list(self._lines())
         self.leaps_s = sum(event["seconds"] for event in update.events if event["event"] == "leap")
 
     def _first_s(self) -> float:
@@ -148,7 +149,7 @@ class Timeline:
             x = self._x(run.at_s)
             width = max(_LEAST_WIDTH, self._x(run.at_s + run.seconds) - x)
             label = f"{run.name}: {run.result}"
-            needed = max(width, 7.3 * len(label) + 18)
+            needed = width + 7.0 * len(label) + 14
             is_left = x + needed > _WIDTH
             begin = x - (needed - width) if is_left else x
             row = next((row for row, end in enumerate(ends) if end < begin), len(ends))
@@ -165,14 +166,28 @@ class Timeline:
             }
 
     def _marks(self) -> Iterator[Json]:
+        """Boots, kills and the like; one that is close to the next has a common name with it."""
+        found: list[Json] = []
         for event in self.update.events:
-            if event["event"] in _MARKS:
-                at = event["at"] - self.update.start_s
-                if at >= self._begin_s or event["event"] != "boot":
-                    yield {"x": self._x(at), "name": _MARKS[event["event"]], "kind": event["event"]}
+            at = event["at"] - self.update.start_s
+            if event["event"] in _MARKS and (at >= self._begin_s or event["event"] != "boot"):
+                mark = {"x": self._x(at), "name": _MARKS[event["event"]], "kind": event["event"]}
+                if found and mark["x"] - found[-1]["x"] < _APART:
+                    mark["name"], found[-1]["name"] = f"{found[-1]['name']}, {mark['name']}", ""
+                found.append(mark)
+        return iter(found)
 
-    def _line(self, run: Run) -> Json:
-        return {"run": run, "at_s": max(0.0, run.at_s - self._begin_s), "look": look(run)}
+    def _lines(self) -> Iterator[Json]:
+        """A line of the table for each run; those that wanted to be called again are counted in one."""
+        lines: list[Json] = []
+        for run in self._runs:
+            last = lines[-1] if lines else None
+            if last is not None and look(run) == last["look"] == "later" and run.name == last["run"].name:
+                last["times"] += 1
+                continue
+            at_s = max(0.0, run.at_s - self._begin_s)
+            lines.append({"run": run, "at_s": at_s, "look": look(run), "times": 1})
+        return iter(lines)
 
 
 def look(run: Run) -> str:
