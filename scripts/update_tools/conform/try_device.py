@@ -76,7 +76,8 @@ class TryDevice(AbDevice):
         self.pi.lose_power()
 
     def reboot_by_hand(self) -> None:
-        Path(self.pi.flag).touch()
+        if self.boot_variables()[0]["upgrade_available"] == "1":  # else a plain one
+            Path(self.pi.flag).touch()
         self.boot()
 
     def boot(self) -> None:
