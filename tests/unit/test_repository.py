@@ -28,7 +28,7 @@ NO_SPDX_LINE = (
     "requirements.lock",  # written by uv
     "scripts/update_tools/server/static/vendor/*",  # not ours: see the README there
 )
-MIT = ("meta-update/", "kas/")
+MIT = ("meta-update/", "Kconfig", "kas/")
 
 # Modules that the idle daemon never imports: they live in a child that ends, or behind a switch.
 NOT_RESIDENT = {
