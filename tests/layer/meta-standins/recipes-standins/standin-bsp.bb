@@ -10,6 +10,8 @@ INHIBIT_DEFAULT_DEPS = "1"
 # The root file system's kernel and device trees.
 PACKAGES = "${STANDIN_KERNEL_PACKAGES}"
 
+STANDIN_TREE = '/dts-v1/; / { compatible = "${MACHINE}"; };'
+
 do_configure[noexec] = "1"
 do_compile[noexec] = "1"
 do_package_qa[noexec] = "1"
@@ -23,13 +25,14 @@ do_install() {
         echo "in place of a kernel" > "${D}/boot/${UPDATE_KERNEL}"
     fi
     if [ -n "${UPDATE_DEVICETREE}" ]; then
-        echo "in place of a device tree" > "${D}/boot/${UPDATE_DEVICETREE}"
+        echo '${STANDIN_TREE}' | dtc -O dtb -o "${D}/boot/${UPDATE_DEVICETREE}"
     fi
 }
 
 # Each file that wic takes from the deploy directory into the boot partition, but for those that our recipes deploy.
 python do_deploy() {
     import shutil
+    import subprocess
     folder = d.getVar("DEPLOYDIR")
     ours = d.getVar("STANDIN_OURS").split()
     for entry in (d.getVar("IMAGE_BOOT_FILES") or "").split():
@@ -39,6 +42,9 @@ python do_deploy() {
             bb.utils.mkdirhier(os.path.dirname(path))
             with open(path, "w") as file:
                 file.write("in place of %s\n" % name)
+            if name.endswith((".dtb", ".dtbo")):
+                tree = d.getVar("STANDIN_TREE")
+                subprocess.run(["dtc", "-O", "dtb", "-o", path], input=tree, text=True, check=True)
     environment = os.path.join(d.getVar("STANDIN_DIR"), "initial-env")
     shutil.copy(environment, os.path.join(folder, os.path.basename(d.getVar("UPDATE_UBOOT_DEFAULT_ENV"))))
 }
