@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from update_tools.bench import boards, layer, rootfs, uboot
+from update_tools.inspect import boards as known
 
 from . import host, mirrors
 from .errors import Failed, Skipped
@@ -56,6 +57,7 @@ def environment(shop: Workshop, row: Row, configuration: Mapping[str, Any]) -> d
     host.give(place, shop.user)
     return {
         "DL_DIR": str(downloads(shop)),
+        "STANDIN_COMPATIBLE": known.choose(configuration["machine"], "", "", "").compatible,
         "STANDIN_DIR": str(own),
         "STANDIN_PSEUDO": str(place / "pseudo"),
         "STANDIN_WIC": str(_wic(shop.mirrors, core, place / "wic")) if row.series == "wrynose" else "",

@@ -10,7 +10,7 @@ INHIBIT_DEFAULT_DEPS = "1"
 # The root file system's kernel and device trees.
 PACKAGES = "${STANDIN_KERNEL_PACKAGES}"
 
-STANDIN_TREE = '/dts-v1/; / { compatible = "${MACHINE}"; };'
+STANDIN_TREE = '/dts-v1/; / { compatible = "${STANDIN_COMPATIBLE}"; };'
 
 do_configure[noexec] = "1"
 do_compile[noexec] = "1"
