@@ -55,7 +55,12 @@ def test_a_products_local_conf_wins_over_the_machine(tmp_path: Path) -> None:
 def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
     """What yocto-check-layer asks: the layer alone adds no override, no append, nothing else."""
     answer = Build(tmp_path / "build", conf="").ask(
-        {"*": {"flags": ["do_configure[postfuncs", "do_install[postfuncs"]}},
+        {
+            "*": {
+                "flags": ["do_configure[postfuncs", "do_install[postfuncs"],
+                "values": ["DEPENDS", "RDEPENDS:update-agent", "RDEPENDS:${PN}"],
+            }
+        },
         values=["OVERRIDES", "WKS_SEARCH_PATH", "BBPATH"],
     )
     assert answer.get("failed") is None
@@ -75,6 +80,9 @@ def test_nothing_changes_without_inherit(tmp_path: Path) -> None:
         "update-image-minimal",
         "update-uboot-env",
     }
+    for name, found in answer["recipes"].items():  # or a world build finds nothing that provides it
+        needs = {word for value in found.get("values", {}).values() for word in (value or "").split()}
+        assert not needs & skipped, name
 
 
 @pytest.mark.parametrize(

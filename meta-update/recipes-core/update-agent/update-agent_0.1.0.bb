@@ -104,8 +104,9 @@ RDEPENDS:${PN} = " \
     python3-io \
     python3-json \
     python3-mmap \
-    update-agent-conf \
 "
+# What the device is comes with the class `update`; a world build without it has no configuration to depend on.
+RDEPENDS:${PN}:append:update = " update-agent-conf"
 # Artifacts compressed with zstd; without the library they are refused with a message.
 RRECOMMENDS:${PN} = "libzstd"
 RDEPENDS:${PN}-dbus = "${PN} python3-jeepney"
