@@ -133,18 +133,22 @@ def test_any_bytes_are_refused_by_name(data: bytes) -> None:
         hooks.parse(data, "/x/10-a.json")
 
 
+def example_of(guide: str) -> str:
+    """The guide's one hook; its other JSON is configuration."""
+    (example,) = re.findall(r'^```json\n(\{\n    "point".*?)^```$', guide, re.MULTILINE | re.DOTALL)
+    return str(example)
+
+
 def test_the_example_of_the_guide_is_valid() -> None:
-    guide = (Path(hooks.__file__).parents[1] / "README.md").read_text()
-    (example,) = re.findall(r"^```json\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    example = example_of((Path(hooks.__file__).parents[1] / "README.md").read_text())
     hook = hooks.parse(example, "10-night.json")
     assert (hook.kind, hook.point, hook.limit_s) == ("window", REBOOT, 604800)
 
 
 def test_the_guide_shows_what_the_checker_says(tmp_path: Path) -> None:
     guide = (Path(hooks.__file__).parents[1] / "README.md").read_text()
-    (example,) = re.findall(r"^```json\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     (command, said) = re.findall(r"^```console\n\$ python3 (.*)\n(.*…)\n```$", guide, re.MULTILINE)[0]
-    broken = json.loads(example)
+    broken = json.loads(example_of(guide))
     broken["when"]["outside"] = re.findall(r'when\.outside is "(.*?)"', said)[0]
     directory = tmp_path / command.split()[-1]
     directory.mkdir(parents=True)
