@@ -12,7 +12,6 @@ from tests.bench.run import measure
 
 if TYPE_CHECKING:
     from tests.bench.image import Material
-    from tests.bench.run import Cost
 
 # Fastest first. Each writes to stdout, which is /dev/null.
 DECOMPRESSORS = {
@@ -31,19 +30,15 @@ def decompressor(compression: str) -> list[str] | None:
 
 
 class Limit:
-    """The parts of one limit: the slowest of them, or all their work on all processors, whichever is more.
+    """The parts of one limit, in seconds; the largest of them is the limit."""
 
-    Where each part is fast, the second counts: two processors cannot do three things at once.
-    """
-
-    def __init__(self, **parts: Cost) -> None:
+    def __init__(self, **parts: float) -> None:
         self.parts = parts
 
     @property
     def wall_s(self) -> float:
         """What an agent that overlaps everything perfectly needs."""
-        slowest = max(part.wall_s for part in self.parts.values())
-        return max(slowest, sum(part.cpu_s for part in self.parts.values()) / (os.cpu_count() or 1))
+        return max(self.parts.values())
 
 
 def limit(material: Material, compression: str, target: Path) -> Limit:
@@ -53,10 +48,10 @@ def limit(material: Material, compression: str, target: Path) -> Limit:
     if size % (1 << 20):
         copy.remove("oflag=direct")
     parts = {
-        "copy": measure(copy),
-        "sha256": measure(["openssl", "dgst", "-sha256", material.image]),
+        "copy": measure(copy).wall_s,
+        "sha256": measure(["openssl", "dgst", "-sha256", material.image]).wall_s,
     }
     program = decompressor(compression)
     if program:
-        parts[os.path.basename(program[0])] = measure([*program, material.packed(compression)])
+        parts[os.path.basename(program[0])] = measure([*program, material.packed(compression)]).wall_s
     return Limit(**parts)
