@@ -6,12 +6,10 @@ An error breaks an update or a device in the field, or gives a secret away; a wa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from update_tools import findings
+from update_tools.findings import ERROR, WARNING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-ERROR, WARNING = "error", "warning"
+__all__ = ["AREAS", "CATALOGUE", "ERROR", "WARNING", "Finding", "Findings"]
 
 # By area; name: how bad it is, what it means, what to do.
 # fmt: off
@@ -354,25 +352,12 @@ class Finding:
         }
 
 
-class Findings:
-    """What was found, errors first, and each once."""
+class Findings(findings.Findings[Finding]):
+    """What was found; a place may have one finding for several reasons."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str, str], Finding] = {}
+        super().__init__(CATALOGUE)
 
     def add(self, name: str, where: str, what: str) -> None:
         """A finding of the catalogue."""
         self._found.setdefault((name, where, what), Finding(name, where, what))
-
-    def __iter__(self) -> Iterator[Finding]:
-        order = list(CATALOGUE)
-        return iter(
-            sorted(self._found.values(), key=lambda f: (f.severity != ERROR, order.index(f.name), f.where))
-        )
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def count(self, severity: str) -> int:
-        """How many there are of one severity."""
-        return sum(finding.severity == severity for finding in self)

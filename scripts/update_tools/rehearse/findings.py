@@ -7,13 +7,9 @@ Names that `ota inspect` has as well mean the same there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from update_tools import findings
+from update_tools.findings import ERROR, WARNING
 from update_tools.inspect.findings import CATALOGUE as _INSPECT
-from update_tools.inspect.findings import ERROR, WARNING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["CATALOGUE", "ERROR", "WARNING", "Finding", "Findings"]
 
@@ -76,11 +72,11 @@ class Finding:
         }
 
 
-class Findings:
-    """What was found, errors first. Each name and place is told once."""
+class Findings(findings.Findings[Finding]):
+    """What was found. Each name and place is told once, with the scenarios that showed it."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], Finding] = {}
+        super().__init__(CATALOGUE)
 
     def add(self, name: str, where: str, what: str, scenario: str = "") -> None:
         """A finding of the catalogue."""
@@ -91,16 +87,3 @@ class Findings:
     def has(self, where: str, *names: str) -> bool:
         """Whether one of these was found there."""
         return any((name, where) in self._found for name in names)
-
-    def __iter__(self) -> Iterator[Finding]:
-        order = list(CATALOGUE)
-        return iter(
-            sorted(self._found.values(), key=lambda f: (f.severity != ERROR, order.index(f.name), f.where))
-        )
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def count(self, severity: str) -> int:
-        """How many there are of one severity."""
-        return sum(finding.severity == severity for finding in self)
