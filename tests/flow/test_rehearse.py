@@ -443,7 +443,7 @@ def test_scripts_write_nowhere_but_into_the_machine(tmp_path: Path) -> None:
                 done
                 ! mount -o remount,rw /usr 2>/dev/null || exit 1
                 ! chroot /proc/1/root true 2>/dev/null || [ ! -e /proc/1/root/{REPOSITORY} ] || exit 1
-                [ "$(ls /sys/class/net)" = "$(ls /sys/class/net)" ]
+                [ "$(tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ')" = lo ] || exit 1
                 [ "$(id -u)" = 0 ]
             """
         },
