@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.layer.bitbake import LAYER, Build
+from tests.layer.grow_data import GrowData
 
 AGENT_FILES = LAYER / "recipes-core/update-agent/files"
 SHELL = sorted(
@@ -128,43 +129,18 @@ def test_single_file_stays_in_its_directory(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("free_sectors", [40960, 100])
 def test_data_partition_grows_into_what_is_free(tmp_path: Path, free_sectors: int) -> None:
     """sfdisk is real, on an image; partx and resize2fs, which need the kernel's device, are only noted."""
-    card, sysfs, calls = tmp_path / "dev/mmcblk0", tmp_path / "sys", tmp_path / "calls"
     sizes = [2048, 2048, 2048, 4096]
-    sectors = 16384 + sum(sizes) + free_sectors
-    card.parent.mkdir()
-    with card.open("wb") as file:
-        file.truncate(sectors * 512)
     starts = [16384 + sum(sizes[:n]) for n in range(4)]
     table = "label: dos\n" + "".join(
         f"start={start}, size={size}, type=83\n" for start, size in zip(starts, sizes, strict=True)
     )
-    subprocess.run(["sfdisk", "--quiet", card], input=table, text=True, check=True)
-    for name, values in (
-        ("mmcblk0", {"size": sectors}),
-        ("mmcblk0p4", {"start": starts[3], "size": sizes[3]}),
-    ):
-        folder = sysfs / "class/block" / name
-        folder.mkdir(parents=True)
-        for file_name, value in values.items():
-            (folder / file_name).write_text(f"{value}\n")
-    program = Path(Build(tmp_path / "build").run("update-data")["D"]) / "usr/sbin/update-grow-data"
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name in ("partx", "resize2fs"):
-        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{calls}\n')
-        (tools / name).chmod(0o755)
-    env = {
-        "PATH": f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin",
-        "UPDATE_SYSFS": str(sysfs),
-        "UPDATE_DEV": f"{card.parent}",
-    }
-    subprocess.run(["sh", program], env=env, check=True, capture_output=True)
-    dump = subprocess.run(["sfdisk", "--dump", card], capture_output=True, text=True, check=True).stdout
-    last = dump.strip().splitlines()[-1].replace(" ", "")
+    grow = GrowData(tmp_path, sectors=16384 + sum(sizes) + free_sectors, table=table)
+    grow.run(Build(tmp_path / "build").run("update-data")["D"])
     grown = free_sectors > 2048
-    assert f"start={starts[3]},size={sizes[3] + (free_sectors if grown else 0)}," in last
-    resize = f"resize2fs {card}p4\n"
-    assert calls.read_text() == (f"partx --update --nr 4 {card}\n{resize}" if grown else resize)
+    last = grow.last()
+    assert (last["start"], last["size"]) == (starts[3], sizes[3] + (free_sectors if grown else 0))
+    resize = f"resize2fs {grow.card}p4\n"
+    assert grow.calls() == (f"partx --update --nr 4 {grow.card}\n{resize}" if grown else resize)
 
 
 class Service:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.layer.bitbake import LAYER, SERIES, Build
+from tests.layer.grow_data import GrowData
 
 from update_agent import autoboot, config
 from update_agent.boot_partition import command_line
@@ -291,44 +292,20 @@ def test_a_boot_file_that_is_not_there_stops_the_build(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("sfdisk", path="/usr/sbin:/sbin"), reason="sfdisk is not installed")
 def test_the_data_partition_grows_within_the_extended_one(tmp_path: Path) -> None:
     """A sector for each of the two: a power cut between them is one that the next start goes on after."""
-    card, sysfs, calls = tmp_path / "dev/mmcblk0", tmp_path / "sys", tmp_path / "calls"
-    card.parent.mkdir()
-    with card.open("wb") as file:
-        file.truncate(200 << 20)
     table = (
         "label: dos\nstart=16384,size=8192,type=c\nsize=8192,type=c\nsize=8192,type=c\nsize=98304,type=5\n"
     )
     table += "size=16384,type=83\n" * 3
-    subprocess.run(["sfdisk", "--quiet", card], input=table, text=True, check=True)
-    before = card.read_bytes()
-    dump = subprocess.run(["sfdisk", "--json", card], capture_output=True, text=True, check=True).stdout
-    data = json.loads(dump)["partitiontable"]["partitions"][-1]
-    for name, values in (
-        ("mmcblk0", {"size": (200 << 20) // 512}),
-        ("mmcblk0p7", {"start": data["start"], "size": data["size"]}),
-    ):
-        folder = sysfs / "class/block" / name
-        folder.mkdir(parents=True)
-        for file_name, value in values.items():
-            (folder / file_name).write_text(f"{value}\n")
-    program = Path(build(tmp_path).run("update-data")["D"]) / "usr/sbin/update-grow-data"
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name in ("partx", "resize2fs"):
-        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{calls}\n')
-        (tools / name).chmod(0o755)
-    env = {
-        "PATH": f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin",
-        "UPDATE_SYSFS": str(sysfs),
-        "UPDATE_DEV": f"{card.parent}",
-    }
+    total = (200 << 20) // 512
+    grow = GrowData(tmp_path, sectors=total, table=table)
+    before, data = grow.card.read_bytes(), grow.last()
+    tree = build(tmp_path).run("update-data")["D"]
     for _ in range(2):  # the kernel's numbers stay, as if the power had gone before partx
-        subprocess.run(["sh", program], env=env, check=True, capture_output=True)
-    dump = subprocess.run(["sfdisk", "--json", card], capture_output=True, text=True, check=True).stdout
-    last = json.loads(dump)["partitiontable"]["partitions"][-1]
+        grow.run(tree)
+    last = grow.last()
     assert last["start"] == data["start"]
-    assert last["start"] + last["size"] == (200 << 20) // 512
-    assert calls.read_text().splitlines()[0] == f"partx --update --nr 7 {card}"
-    after = card.read_bytes()
+    assert last["start"] + last["size"] == total
+    assert grow.calls().splitlines()[0] == f"partx --update --nr 7 {grow.card}"
+    after = grow.card.read_bytes()
     sectors = range(0, len(before), 512)
     assert len([at for at in sectors if before[at : at + 512] != after[at : at + 512]]) == 2
