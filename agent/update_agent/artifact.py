@@ -53,9 +53,10 @@ class PayloadFile:
     with the same bytes in order in another, and `verify` after both.
     """
 
-    def __init__(self, tar: TarStream, member: Member, digest: str) -> None:
+    def __init__(self, tar: TarStream, member: Member, digest: str, compression: str) -> None:
         self.name = member.name
         self.size = member.size
+        self.compression = compression
         self.expected_digest = digest
         """SHA-256 in hex, from the manifest."""
         self.verified = False
@@ -195,7 +196,7 @@ class Reader:
                     f"payload file {member.name!r} is not listed in the manifest, or comes twice",
                     hint="names in the payload are plain file names",
                 )
-            file = PayloadFile(tar, member, digest)
+            file = PayloadFile(tar, member, digest, self.compression)
             yield file
             file.finish()
         tar.finish()

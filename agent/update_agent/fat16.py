@@ -48,6 +48,7 @@ class Fat16:
     def __init__(self, directory: str, partition_bytes: int, replaced: Mapping[str, bytes]) -> None:
         """Raises PayloadError for what does not fit, or is neither file nor directory."""
         self.name = "the boot partition"
+        self.compression = "none"
         root = _Node("", directory, 0, is_directory=True)
         _scan(root, directory)
         for node in root.entries:

@@ -48,7 +48,8 @@ class Medium:
     Both raise SlotError, which names slot and position; the content is then undefined.
     """
 
-    def __init__(self, fd: int, name: str) -> None:
+    def __init__(self, fd: int, name: str, block_bytes: int = BLOCK_BYTES) -> None:
+        """block_bytes: largest part that is taken at once, at most SAMPLE_EVERY_BYTES."""
         self.written_bytes = 0
         self._fd = fd
         self._name = name
@@ -56,14 +57,15 @@ class Medium:
         self._unflushed = 0
         self._foreign_bytes = 0  # so many up to here were all different
         self._samples = sha256()
-        self._old = aligned(BLOCK_BYTES)
+        self._block_bytes = block_bytes
+        self._old = aligned(block_bytes)
         self._old_address = address(self._old)
         self._flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT
         self.is_direct = False
         self._set_direct(True)
 
     def take(self, new: memoryview, position: int) -> None:
-        """Have this part on the medium: at most BLOCK_BYTES, from a multiple of them, page-aligned."""
+        """Have this part on the medium: at most a block, from a multiple of its size, page-aligned."""
         self._size = position + len(new)
         body = len(new) & -_ALIGN if self.is_direct else len(new)
         try:
@@ -90,7 +92,7 @@ class Medium:
         """Write where the medium differs. With O_DIRECT, read back as well."""
         if not new:
             return
-        if self._foreign_bytes >= FOREIGN_BYTES and position // BLOCK_BYTES % LOOK_AT_ONE_OF:
+        if self._foreign_bytes >= FOREIGN_BYTES and position // self._block_bytes % LOOK_AT_ONE_OF:
             ranges = [(0, len(new))]
         else:
             ranges = self._differing(new, self._read(position, len(new)))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Take = Callable[[memoryview, int], None]
 
 BLOCK_BYTES = 512 << 10  # 256 KiB: a quarter more CPU time for an uncompressed image; 1 MiB: 2 MB more memory
+# For a source that fills them faster than SHA-256 takes them: 6 % less time, and 2 MB more memory.
+LARGE_BLOCK_BYTES = 1 << 20
 BLOCKS = 3
 # Signals are for the thread that fills: it is to be woken out of its wait for a block, and unwinds.
 _SIGNALS = (

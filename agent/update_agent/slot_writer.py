@@ -7,7 +7,7 @@ import os
 
 from update_agent.errors import SlotError
 from update_agent.medium import Medium, Volume
-from update_agent.ring import pump
+from update_agent.ring import BLOCK_BYTES, LARGE_BLOCK_BYTES, pump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
         name: str
         size: int
+        compression: str  # it comes out of: none, gzip, xz, zstd
 
         def readinto(self, buffer: memoryview) -> int:
             """Fill the buffer from its start; 0 at the end. May raise ArtifactError (checksum)."""
@@ -55,18 +56,20 @@ def install(source: Source, slots: Slots, slot: Slot) -> Written:
     Raises SlotError, ArtifactError (checksum) or what the source raises; the content of the slot is then
     undefined, the running system untouched.
     """
+    # zstd has a window of megabytes in any case.
+    block_bytes = LARGE_BLOCK_BYTES if source.compression == "zstd" else BLOCK_BYTES
     fd = slots.open_for_writing(slot, source.size)
     try:
         medium: Medium | Volume
         if slot.is_ubi:
             medium = Volume(fd, slot.device, source.size)
         else:
-            medium = Medium(fd, slot.device)
+            medium = Medium(fd, slot.device, block_bytes)
 
         def take_hash(view: memoryview, _position: int) -> None:
             source.hash(view)
 
-        count = pump(source.fill, source.size, take_hash, medium.take)
+        count = pump(source.fill, source.size, take_hash, medium.take, block_bytes=block_bytes)
         if count < source.size:
             raise SlotError(f"{slot.device}: the payload ended after {count} of {source.size} bytes")
         digest = source.verify()

@@ -121,6 +121,21 @@ def test_agent_runs_from_its_archive_alone(tmp_path: Path) -> None:
     assert subprocess.run(command, env=env, check=False).returncode == 0
 
 
+def test_modules_are_told_the_names_that_zipimport_would_tell_them(tmp_path: Path) -> None:
+    program, _ = launcher(Path(Build(tmp_path / "build").run("update-agent")["D"]))
+    start, _, _ = program.partition("from update_agent")
+    done = run_isolated(
+        f"{start}\n"
+        "import update_agent.machine\n"
+        "for module in (update_agent, update_agent.machine):\n"
+        "    assert type(module.__loader__) is Archive\n"
+        "    theirs = zipimport.zipimporter.get_filename(module.__loader__, module.__name__)\n"
+        "    assert module.__file__ == module.__spec__.origin == theirs, (module.__file__, theirs)\n"
+        "print('same')\n"
+    )
+    assert (done.stdout, done.returncode) == ("same\n", 0), done.stderr
+
+
 def test_a_running_agent_keeps_its_modules_when_the_package_is_upgraded(tmp_path: Path) -> None:
     """Most modules are imported late, by the helper process: they must be those of the same version."""
     program, archive = launcher(Path(Build(tmp_path / "build").run("update-agent")["D"]))

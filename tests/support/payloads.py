@@ -19,9 +19,11 @@ class Payload:
         fails_at: int | None = None,
         error: BaseException | None = None,
         checksum_error: Exception | None = None,
+        compression: str = "none",
     ) -> None:
         self.data = data
         self.size = len(data) if size is None else size
+        self.compression = compression
         self.fails_at = fails_at
         self.error = error
         self.checksum_error = checksum_error

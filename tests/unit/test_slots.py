@@ -173,14 +173,16 @@ def test_a_payload_too_large_is_refused_before_the_first_write(disk: Disk) -> No
     assert disk.b.read_bytes() == before
 
 
+@pytest.mark.parametrize("compression", ["none", "zstd"])  # blocks of 512 KiB, of 1 MiB
 @pytest.mark.parametrize("size", [0, 1, 4096, MIB - 1, MIB, MIB + 1, 3 * MIB + 70_000, 4 * MIB])
-def test_install_writes_exactly_the_payload(disk: Disk, size: int) -> None:
+def test_install_writes_exactly_the_payload(disk: Disk, size: int, compression: str) -> None:
     data, before = os.urandom(size), disk.b.read_bytes()
-    written = install(Payload(data), disk.slots, disk.inactive)
+    written = install(Payload(data, compression=compression), disk.slots, disk.inactive)
     assert disk.b.read_bytes() == data + before[size:]
     assert written.size_bytes == written.written_bytes == size
     assert written.digest == hashlib.sha256(data).hexdigest()
-    assert install(Payload(data), disk.slots, disk.inactive).written_bytes == 0
+    again = Payload(data, compression=compression)
+    assert install(again, disk.slots, disk.inactive).written_bytes == 0
 
 
 @pytest.mark.parametrize("size", [100, MIB, 2 * MIB])

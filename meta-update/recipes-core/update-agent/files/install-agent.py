@@ -26,7 +26,17 @@ import zipfile
 # started with, even after an upgrade of the package, whose modules do not fit those that are loaded already.
 PROGRAM = """\
 #!/usr/bin/python3 -IS
-import os, sys
+import os, sys, zipimport
+
+
+class Archive(zipimport.zipimporter):
+    # The inherited one reads and decodes the whole module, to be asked for it once more at once.
+    def get_filename(self, name):
+        end = "/__init__.pyc" if self.is_package(name) else ".pyc"
+        return self.archive + "/" + self.prefix + name.rpartition(".")[2] + end
+
+
+sys.path_hooks[0] = Archive
 archive = "{packages}/update-agent.zip"
 held = "/proc/self/fd/%d" % os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
 # `site` is a quarter of the start, and what it would look for is known here.
