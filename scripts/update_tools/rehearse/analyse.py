@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from update_agent.hooks import PROGRAM_LIMIT_S
 from update_agent.logupload import OUTPUT_BYTES
 from update_agent.scripts import RETRY_LATER
-from update_agent.states import ARTIFACT, STATE_BY_NAME
+from update_agent.states import ARTIFACT, DAEMON_STEPS, STATE_BY_NAME
 from update_tools.rehearse.plan import SUCCESS, hooks_of, points_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def judge(
     for each in ordered:
         for number, update in enumerate(each.updates):
             if update.stuck:
-                findings.add("update-stuck", "the update", update.stuck, each.scenario.name)
+                findings.add("update-stuck", "the update", _stuck(update), each.scenario.name)
             _check_retries(each, update, findings)
             _check_hooks(each, number, update, hooks, findings)
             for run in update.runs:
@@ -84,6 +84,7 @@ def _check_reach(
     ran = {
         run.name for each in played for update in each.updates for run in update.runs if run.kind == "script"
     }
+    passed = [hook for each in played for update in each.updates for hook in _passed(update)]
     for hook, names in scripts.items():
         for name in names:
             if hook not in reached:
@@ -91,11 +92,26 @@ def _check_reach(
                     "the payload's module needs no reboot" if "Reboot" in hook else "it cannot be rolled back"
                 )
                 findings.add("script-unreachable", name, f"{hook}: {what}")
-            elif name not in ran and is_complete:
-                findings.add("never-ran", name, f"{hook}: not run in any of {len(played)} scenarios")
+            elif name not in ran and hook in passed and is_complete:
+                what = f"{hook} was come to {passed.count(hook)} times, and it was not run"
+                findings.add("never-ran", name, what)
     for hook_file in hooks:
         if not hook_file.fault and hook_file.point not in points_of(answers):
             findings.add("hook-unreachable", hook_file.name, f"this payload never comes to {hook_file.point}")
+
+
+def _passed(update: Update) -> set[str]:
+    """The hooks in which nothing but the scripts themselves decided what ran."""
+    if update.is_killed:
+        return set()
+    steps = [DAEMON_STEPS[event["step"]] for event in update.events if event["event"] == "step"]
+    hooks = {step.work.subject for step in steps if step.work.kind == "hook"}
+    return hooks - {run.hook for run in update.runs if run.is_injected}
+
+
+def _stuck(update: Update) -> str:
+    running = [run.name for run in update.runs[-1:] if not run.is_ended]
+    return update.stuck + (f", while {running[0]} ran" if running else "")
 
 
 def _check_run(each: Played, number: int, run: Run, survives: Sequence[str], findings: Findings) -> None:

@@ -46,7 +46,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "hook-never-ends":        (ERROR,   "it held until its limit, or for ever: there must be a way on without a person"),
     "hook-breaks":            (ERROR,   "its program must exit with 0, 1 or 21 within 30 s; whatever else it does keeps the update waiting"),
     "hook-fails-update":      (ERROR,   "it fails an update in which nothing is wrong"),
-    "never-ran":              (WARNING, "no way through the states led to it: is it for another payload?"),
+    "never-ran":              (WARNING, "a script before it in the same hook fails each time, or something takes it away or its right to be executed"),
     "update-stuck":           (ERROR,   "the update came to no end; the log of this scenario says where"),
     "bashism":                (WARNING, "the device's /bin/sh may be BusyBox: write it in POSIX sh, or begin it with #!/bin/bash"),
 }

@@ -275,7 +275,7 @@ class Machine:
                 code = self._boot.end()
                 self._boot = None
                 if code not in {_REBOOT, _CUT}:
-                    return f"the agent ended by itself ({code})"
+                    return "the agent was ended, or ended by itself"
                 if self._boots >= _BOOTS:
                     return f"it was booted {self._boots} times"
                 self.notes("reboot" if code == _REBOOT else "cut")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -272,7 +273,7 @@ def _check_hooks(team: Team, findings: Findings, has_program: Sequence[Path]) ->
 
 def check_shell(team: Team, findings: Findings) -> None:
     """What a POSIX shell lacks, as far as ShellCheck is there to tell."""
-    program = shutil.which("shellcheck")
+    program = shutil.which("shellcheck") or shutil.which("shellcheck", path=os.path.dirname(sys.executable))
     if program is None:
         return
     for script in team.scripts:
