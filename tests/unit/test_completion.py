@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
@@ -52,6 +53,13 @@ CASES: tuple[tuple[str, str, str, str], ...] = (
     ("artifact read ", FILES, "", ""),
     ("artifact read a.mender ", NOTHING, "", ""),
     ("inspect --", NOTHING, "--json --strict", ""),
+    ("inspect ", FILES, "footprint", "inspect"),
+    ("inspect foot", FILES, "footprint", ""),
+    ("inspect --strict ", FILES, "", "footprint"),
+    ("inspect card.wic ", NOTHING, "", "footprint"),
+    ("inspect footprint ", FILES, "", "footprint"),
+    ("inspect footprint --", NOTHING, "--without --budget --json", "--strict"),
+    ("inspect footprint --without ", FILES, "", ""),
     ("board ", NOTHING, "create boot console shell power-cut reset status", ""),
     ("board create --", NOTHING, "--kind --dir --version", "--show-completion"),
     ("board create --dir ", FOLDERS, "", ""),
@@ -84,6 +92,46 @@ def test_every_command_has_options_and_every_option_a_text() -> None:
             walk(f"{path} {name}", load())
 
     walk("ota", root(SUBCOMMANDS))
+
+
+def commands(path: tuple[str, ...], command: Command) -> Iterator[tuple[tuple[str, ...], Command]]:
+    """All commands below one, and itself."""
+    yield path, command
+    for name, (_, load) in command.commands.items():
+        yield from commands((*path, name), load())
+
+
+def test_commands_and_options_are_those_of_the_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command that is offered has a help of its own, which names the same commands and options."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for path, command in commands((), root(SUBCOMMANDS)):
+        assert main([*path, "--help"]) == 0, path
+        told = capsys.readouterr().out
+        assert re.search(rf"(?i)usage: {' '.join(('ota', *path))}\b", told), path
+        lines = [line.strip(" │*") for line in told.splitlines() if re.match(r"[ │*]", line)]
+        options = {
+            word
+            for line in lines
+            if line.startswith("-")
+            for word in re.findall(r"(?<![\w-])--?\w[\w-]*", line)
+        }
+        offered = {name for option in command.options for name in option.names}
+        assert offered <= options, path
+        assert {line.split()[0].rstrip(",") for line in lines if line.startswith("--")} <= offered, path
+        below = re.split(r"(?m)^.*(?:─ Commands ─|  COMMAND$|  KIND$|^commands, ).*$", told)[1:]
+        listed = {found for part in below for found in re.findall(r"(?m)^(?:│ |    )(\w[\w-]*)(?: |$)", part)}
+        assert listed == set(command.commands), path
+
+
+def test_each_command_line_of_the_sources_is_offered() -> None:
+    """Also one that a command makes by itself, beside the help."""
+    offered = {" ".join(("ota", *path)) for path, _ in commands((), root(SUBCOMMANDS))}
+    sources = (REPOSITORY / "scripts/update_tools").rglob("*.py")
+    made = {name for path in sources for name in re.findall(r'prog="(ota\b[^"]*)"', path.read_text())}
+    assert "ota inspect footprint" in made
+    assert made <= offered
 
 
 def test_an_argument_without_end_and_one_behind_the_last() -> None:

@@ -22,7 +22,11 @@ from .layer import REPOSITORY
 from .qemu import DESK, Board
 from .tools import BenchError
 
-app = typer.Typer(no_args_is_help=True, help="Virtual boards: real U-Boot, kernel and A/B card in QEMU.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Virtual boards: real U-Boot, kernel and A/B card in QEMU.",
+)
 
 _HOME = REPOSITORY / "build/boards"
 _LEAVE = b"\x1d"  # Ctrl-]

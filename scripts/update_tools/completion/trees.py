@@ -16,22 +16,23 @@ from .words import FILES, FOLDERS, NOTHING, Choice, Command, Option, Value
 Special = Mapping[str, Callable[[], Sequence[Choice]]]
 """Of a module: name of an option or argument -> the words for it, as COMPLETE says."""
 
-_FILES = {"ARTIFACT", "FILE", "IMAGE", "IMAGE|DIRECTORY|ARTIFACT", "PATH"}
+_FILES = {"ARTIFACT", "FILE", "IMAGE", "IMAGE|DIRECTORY|ARTIFACT", "PATH", "ROOTFS"}
 _FOLDERS = {"DIR", "DIRECTORY", "FOLDER"}
 
 
 def root(subcommands: Mapping[str, tuple[str, str]]) -> Command:
     """The whole tree; a branch is imported when it is reached."""
-    return Command(
-        [_HELP],
-        commands={name: (text, _branch(name, module)) for name, (module, text) in subcommands.items()},
-    )
+    return Command([_HELP], commands=_branches(subcommands))
+
+
+def _branches(modules: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, Callable[[], Command]]]:
+    return {name: (text, _branch(module)) for name, (module, text) in modules.items()}
 
 
 _HELP = Option(["-h", "--help"], "show help", None)
 
 
-def _branch(name: str, module_name: str) -> Callable[[], Command]:
+def _branch(module_name: str) -> Callable[[], Command]:
     def load() -> Command:
         try:
             module = import_module(module_name)
@@ -47,7 +48,9 @@ def _branch(name: str, module_name: str) -> Callable[[], Command]:
                 assert isinstance(made, argparse.ArgumentParser)
                 return made
 
-            return _argparse(make(""), special, make, [])
+            command = _argparse(make(""), special, make, [])
+            command.commands.update(_branches(getattr(module, "COMMANDS", {})))
+            return command
         app = getattr(module, "app", None)
         if app is None:
             return Command()

@@ -31,7 +31,10 @@ class Option:
 
 
 class Command:
-    """A command; `commands` are loaded when they are reached. `arguments`: the last may be `endless`."""
+    """A command; `commands` are loaded when they are reached. `arguments`: the last may be `endless`.
+
+    One that has both takes a command as its very first word only.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ def offer(command: Command, words: Sequence[str], current: str) -> Answer:
     pending: Value | None = None
     position = 0
     only_arguments = False
+    is_first = True  # of the command's words
     for word in words:
         if pending is not None:
             pending = None
@@ -73,10 +77,12 @@ def offer(command: Command, words: Sequence[str], current: str) -> Answer:
             name, equals, _ = word.partition("=")
             option = command.option(name)
             pending = option.value if option is not None and not equals else None
-        elif word in command.commands:
-            command, position, only_arguments = command.commands[word][1](), 0, False
+        elif word in command.commands and (is_first or not command.arguments):
+            command, position, only_arguments, is_first = command.commands[word][1](), 0, False, True
+            continue
         else:
             position += 1
+        is_first = False
     if pending is not None:
         return _value(pending, current)
     if current.startswith("-") and not only_arguments:
@@ -87,11 +93,13 @@ def offer(command: Command, words: Sequence[str], current: str) -> Answer:
             return Answer([(f"{name}={word}", text) for word, text in found.choices], found.kind)
         names = [(name, option.text) for option in command.options for name in option.names]
         return Answer(_starting(names, current))
-    if command.commands:
-        return Answer(_starting([(name, text) for name, (text, _) in command.commands.items()], current))
     if command.endless and command.arguments:
         position = min(position, len(command.arguments) - 1)
-    return _value(command.arguments[position], current) if position < len(command.arguments) else Answer()
+    found = _value(command.arguments[position], current) if position < len(command.arguments) else Answer()
+    if is_first or not command.arguments:
+        names = [(name, text) for name, (text, _) in command.commands.items()]
+        found.choices[:0] = _starting(names, current)
+    return found
 
 
 def _value(value: Value, start: str) -> Answer:

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,9 @@ SECTIONS: tuple[tuple[str, Callable[[Subject], dict[str, object] | None]], ...] 
     ("secrets", secrets.section),
 )
 
+# Commands of their own: (module, text), as in update_tools.__main__. Dispatch, help and Tab go by them.
+COMMANDS = {"footprint": ("update_tools.inspect.footprint", "what the agent adds to an image (ROOTFS)")}
+
 # For Tab: words for options that take one of a few.
 COMPLETE: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "machine": lambda: [(name, "") for name in boards.machines()],
@@ -66,7 +70,6 @@ changes nothing.
   ota inspect card.wic.zst                            tables, and findings with what to do
   ota inspect --artifact release-2.mender card.wic    does it fit, is it signed by a key of the image?
   ota inspect --strict --json card.wic                for CI
-  ota inspect footprint ROOTFS                        what the agent adds to an image
 
 Exit codes: 0 no error, 2 cannot be inspected, 3 errors were found (with --strict: or warnings).
 All findings, and the JSON document: scripts/update_tools/inspect/README.md."""
@@ -74,10 +77,9 @@ All findings, and the JSON document: scripts/update_tools/inspect/README.md."""
 
 def run(words: list[str]) -> int:
     """One inspection. Raises SystemExit for wrong usage, UpdateError for what cannot be read."""
-    if words[:1] == ["footprint"]:
-        from . import footprint
-
-        return footprint.run(words[1:])
+    if words and words[0] in COMMANDS:
+        code: int = import_module(COMMANDS[words[0]][0]).run(words[1:])
+        return code
     options = parser().parse_args(words)
     if options.list:
         return _list()
@@ -132,6 +134,8 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="one JSON document with all details")
     add("--schema", action="store_true", help="print the JSON schema of that document")
     add("--list", action="store_true", help="list everything that can be found")
+    lines = [f"  {name:22}{text}" for name, (_, text) in COMMANDS.items()]
+    root.add_argument_group("commands, as the first word (--help tells more)", "\n".join(lines))
     return root
 
 

@@ -41,7 +41,7 @@ the agent does not need."""
 
 def run(words: list[str]) -> int:
     """One measurement. Raises SystemExit for wrong usage, UpdateError for what cannot be read."""
-    options = _parser().parse_args(words)
+    options = parser().parse_args(words)
     with Opener() as opener:
         tree = _root(options.path, opener)
         before = _root(options.without, opener) if options.without else None
@@ -53,18 +53,19 @@ def run(words: list[str]) -> int:
     return EXIT_FOUND if report["problems"] else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = argparse.ArgumentParser(
         prog="ota inspect footprint",
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add = root.add_argument
     add("path", metavar="ROOTFS", type=Path, help="directory or image (.ext4, .wic, .mender)")
     add("--without", metavar="ROOTFS", type=Path, help="the same image without the agent")
     add("--budget", metavar="FILE", type=Path, default=BUDGET, help="limits; default: agent/footprint.toml")
     add("--json", action="store_true", help="one JSON document")
-    return parser
+    return root
 
 
 def _root(path: Path, opener: Opener) -> Tree:
