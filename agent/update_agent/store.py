@@ -119,6 +119,7 @@ class Store:
         self._log = log
         self._lock_fd = -1
         self._values: dict[str, str] = {}
+        self._is_damaged = False  # the newer file
         self.reload()
 
     def reload(self) -> None:
@@ -127,6 +128,7 @@ class Store:
         Where another client kept its state, what that did since we looked is taken over, and written down.
         """
         self._values = {}
+        self._is_damaged = False
         for path in (self.path, f"{self.path}.previous"):
             try:
                 self._values = _decode(path)
@@ -135,6 +137,7 @@ class Store:
                 continue
             except StoreError as error:
                 self._log.error(f"Cannot use the saved state: {error}")
+                self._is_damaged = self._is_damaged or path == self.path
         if os.path.exists(self._former):
             self._take_over()
 
@@ -204,10 +207,11 @@ class Store:
                 values.pop(key, None)
             else:
                 values[key] = value
-        if values == self._values and os.path.exists(self.path):
+        if values == self._values and not self._is_damaged and os.path.exists(self.path):
             return
         try:
-            self._keep_previous()
+            if not self._is_damaged:
+                self._keep_previous()
             replace(self.path, _encode(values))
         except OSError as error:
             raise StoreError(
@@ -215,6 +219,7 @@ class Store:
                 hint=_hint(error, "is the data partition mounted, writable and not full?"),
             ) from error
         self._values = values
+        self._is_damaged = False
 
     def amend(self, changes: Mapping[str, str | None]) -> None:
         """`write` at any time, also between updates: what another process has saved meanwhile stays.

@@ -236,6 +236,36 @@ def test_a_cut_anywhere_leaves_the_old_or_the_new_values(tmp_path: Path) -> None
     assert points > 10
 
 
+@pytest.mark.parametrize("count", range(4))
+def test_a_cut_while_damage_is_mended_leaves_the_values_there_were(directory: Path, count: int) -> None:
+    """The damaged file must not take the place of the good one before it."""
+    store = opened(directory)
+    store.write({"artifact-name": "older"})
+    store.write({"artifact-name": "newer"})
+    (directory / FILE).write_bytes(b"\0" * 512)
+    store = opened(directory)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cut_after(count, monkeypatch)
+        with pytest.raises(Cut):
+            store.write({"artifact-name": "newest"})
+    assert values(directory)["artifact-name"] == "older"
+    opened(directory).write({"artifact-name": "newest"})
+    assert values(directory)["artifact-name"] == "newest"
+
+
+def test_damage_is_mended_by_a_write_that_changes_nothing(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = opened(directory)
+    store.write({"artifact-name": "older"})
+    store.write({"artifact-name": "newer"})
+    (directory / FILE).write_bytes(b"")
+    opened(directory).write({"artifact-name": "older"})
+    capsys.readouterr()
+    assert values(directory)["artifact-name"] == "older"
+    assert capsys.readouterr().err == ""
+
+
 def test_the_content_is_on_the_medium_before_its_name(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
