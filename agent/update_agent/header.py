@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from update_agent import states
 from update_agent.errors import ArtifactError
-from update_agent.lean import json
+from update_agent.lean import is_text, json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def load_json(what: str, data: bytes) -> Any:
     """Parse strict UTF-8 JSON; ArtifactError names the document."""
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ArtifactError(f"the artifact's {what} is not valid JSON: {error}") from error
 
 
@@ -243,11 +243,10 @@ class _Document:
         return [self._text(item, key) for item in value]
 
     def _text(self, value: str, key: str) -> str:
-        for text in (key, value):
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:  # "\ud800" is JSON, but no text that could be stored or printed
-                raise ArtifactError(f"{key!r} in the artifact's {self.what} is not valid Unicode") from None
+        if not all(is_text(text) for text in (key, value)):
+            raise ArtifactError(
+                f"{key!r} in the artifact's {self.what} is not valid Unicode, or has a NUL in it"
+            )
         return value
 
 

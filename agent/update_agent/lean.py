@@ -19,7 +19,7 @@ else:
     import _signal as signal
     import _socket as socket
 
-__all__ = ["accept", "json", "signal", "socket"]
+__all__ = ["accept", "is_text", "json", "signal", "socket"]
 _BLANK = " \t\n\r"
 
 
@@ -55,6 +55,8 @@ class Json:
                 return value
         except (StopIteration, UnicodeDecodeError, SystemError):
             pass  # SystemError: up to Python 3.12 it cannot name an error while `json` is not imported
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
         import json
 
         return json.loads(text, **options)
@@ -67,6 +69,14 @@ class Json:
             None, _refuse, _json.encode_basestring_ascii, None, key, item, sort_keys, False, True
         )
         return "".join(encode(value, 0))
+
+
+def is_text(value: object) -> bool:
+    """A text that can be stored, printed, and handed to a program: of what JSON may hold, "\\ud800" cannot."""
+    try:
+        return isinstance(value, str) and b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _refuse(value: object) -> object:

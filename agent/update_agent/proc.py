@@ -73,8 +73,8 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stdio: 
             setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
             setsigmask=[],
         )
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in arguments or environment
+        reason = (isinstance(error, OSError) and error.errno and os.strerror(error.errno)) or str(error)
         raise ProcError(
             f"cannot start {path}: {reason}", hint="executable, with a valid #! line and interpreter?"
         ) from error

@@ -11,7 +11,7 @@ from update_agent.connection import Connector, Url
 from update_agent.digest import sha256
 from update_agent.errors import ClockError, ServerError
 from update_agent.keys import DeviceKey
-from update_agent.lean import json
+from update_agent.lean import is_text, json
 from update_agent.remote import ABORTED, FAILED, GONE, NOTHING, OK, Reply
 from update_agent.url import quote
 
@@ -120,7 +120,7 @@ def check_deployment(document: object) -> dict[str, object]:
     if not isinstance(uri, str) or not isinstance(artifact, dict):
         raise bad("no artifact.source.uri")
     Url(uri)
-    if not isinstance(artifact.get("artifact_name", ""), str):
+    if artifact.get("artifact_name") is not None and not is_text(artifact["artifact_name"]):
         raise bad("artifact.artifact_name is not text")
     return document
 

@@ -320,6 +320,10 @@ HEADER_INFO = {
     "payload type empty": (info(payloads=[{"type": ""}]), "is the string ''; expected a string with text"),
     "payload type number": (info(payloads=[{"type": 1}]), "is a number; expected"),
     "payload type surrogate": (info(payloads=[{"type": "\ud800"}]), "is not valid Unicode"),
+    "name with a NUL": (
+        info(artifact_provides={"artifact_name": "a\0b"}),
+        "'artifact_name' in the artifact's header-info artifact_provides is not valid Unicode, or has a NUL",
+    ),
     "no provides": (
         info(artifact_provides=...),
         "'artifact_provides' in the artifact's header-info is missing",

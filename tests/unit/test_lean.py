@@ -90,6 +90,17 @@ def test_hooks_are_obeyed() -> None:
         lean.json.loads("NaN", parse_constant=refuse)
 
 
+def test_what_is_nested_too_deeply_is_a_value_error_like_all_that_cannot_be_read() -> None:
+    for text in ("[" * 200_000, '{"a":' * 200_000):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            lean.json.loads(text)
+
+
+@pytest.mark.parametrize(("value", "is_text"), [("ü", True), ("a\0", False), ("\ud800", False), (1, False)])
+def test_text_that_programs_can_be_given(value: object, is_text: bool) -> None:
+    assert lean.is_text(value) is is_text
+
+
 def test_what_cannot_be_json() -> None:
     with pytest.raises(TypeError, match="bytes"):
         lean.json.dumps({"a": b"x"})

@@ -124,6 +124,11 @@ def test_not_startable(tmp_path: Path, content: str | None, mode: int, reason: s
         proc.run([str(path)], timeout_s=FOREVER_S)
 
 
+def test_what_the_kernel_cannot_hand_over() -> None:
+    with pytest.raises(ProcError, match="cannot start /bin/true: embedded null byte"):
+        proc.run(["/bin/true"], timeout_s=FOREVER_S, env={"NAME": "a\0b"})
+
+
 # The time limit
 
 

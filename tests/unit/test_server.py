@@ -283,11 +283,19 @@ def test_too_many_requests(rig: Rig) -> None:
         {"id": "d", "artifact": {"source": {"uri": ""}}},
         {"id": "d", "artifact": {"source": {"uri": "file:///etc/passwd"}}},
         {"id": "d", "artifact": {"source": {"uri": "http://s/"}, "artifact_name": 1}},
+        # State scripts get it in their environment.
+        {"id": "d", "artifact": {"source": {"uri": "http://s/"}, "artifact_name": "a\0b"}},
+        {"id": "d", "artifact": {"source": {"uri": "http://s/"}, "artifact_name": "\ud800"}},
     ],
 )
 def test_malformed_deployments(document: object) -> None:
     with pytest.raises(ServerError):
         check_deployment(document)
+
+
+@pytest.mark.parametrize("name", [{}, {"artifact_name": None}, {"artifact_name": "ü 1"}])
+def test_a_deployment_need_not_name_its_artifact(name: dict[str, object]) -> None:
+    check_deployment({"id": "d", "artifact": {"source": {"uri": "http://s/"}, **name}})
 
 
 def test_the_control_map_of_a_deployment_is_passed_on_unread() -> None:
