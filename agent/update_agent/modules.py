@@ -70,7 +70,7 @@ class ExternalModule:
         self._check(name, result)
         answer = stdout.decode(errors="backslashreplace").removesuffix("\n")
         words = QUERIES[name]
-        if answer not in words and stdout:
+        if answer and answer not in words:
             raise PayloadError(
                 f"update module {self._path} answered {answer[:80]!r} to {name}",
                 hint=f"one line with one of {', '.join(words)}",

@@ -167,6 +167,7 @@ def test_pauses_are_not_known_to_modules(bench: Bench) -> None:
     ("body", "answer"),
     [
         (":", "No"),
+        ("echo", "No"),  # as `echo "$answer"` does without one; the clients take it so
         ("echo No", "No"),
         ("echo Yes", "Yes"),
         ("printf Automatic", "Automatic"),
@@ -183,7 +184,7 @@ def test_answers(bench: Bench, body: str, answer: str) -> None:
         "echo yes",
         "echo ' Yes'",
         "echo 'Yes '",
-        "echo",
+        "echo; echo",
         "echo Yes; echo Yes",
         "echo Automatic",
         "yes Yes | head -c 99999",
