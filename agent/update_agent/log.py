@@ -59,7 +59,9 @@ class Log:
 
     def __init__(self, level: str = "info", stream: TextIO | None = None, path: str | None = None) -> None:
         self.level = level
-        self._stream = open(path, "a", encoding="utf-8") if path else (stream or sys.stderr)  # noqa: SIM115
+        self._stream = stream or sys.stderr
+        if path:
+            self._stream = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self._journal = not path and stream is None and "JOURNAL_STREAM" in os.environ
         self._deployment_fd = -1
         self.deployment_path = ""

@@ -115,6 +115,12 @@ def test_a_closed_stderr_does_not_stop_anything(tmp_path: Path) -> None:
     assert logged(tmp_path, "0000.3f1c")[0]["message"] == "still kept"
 
 
+def test_a_log_file_takes_any_file_name(tmp_path: Path) -> None:
+    log = Log(path=str(tmp_path / "log"))
+    log.info("State script Idle_Enter_00_\udcff is skipped")
+    assert "State script Idle_Enter_00_\\udcff is skipped" in (tmp_path / "log").read_text()
+
+
 def test_a_log_file_is_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "agent.log"
     path.write_text("earlier\n")
