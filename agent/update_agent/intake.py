@@ -13,7 +13,6 @@ from update_agent import payload as payloads
 from update_agent import scripts
 from update_agent.artifact import Reader, check_depends
 from update_agent.errors import TransferError
-from update_agent.files import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,10 +113,8 @@ class Intake:
         Raises ArtifactError on a device type or dependency that does not match; nothing was changed then.
         """
         check_depends(self.header, installed, self._config.device_type())
-        if self.header.payload_type is None:
-            remove_tree(self._config.scripts_artifact())
-        else:
-            scripts.install_scripts(self._config.scripts_artifact(), self.header.scripts)
+        own = [] if self.header.payload_type is None else self.header.scripts
+        scripts.install_scripts(self._config.scripts_artifact(), own)
 
     def prepare(self, installed: Mapping[str, str]) -> None:
         """Find the module and make its file tree. Raises PayloadError. Not for artifacts without payload."""

@@ -69,7 +69,7 @@ class Machine:
             self.failed(str(error))
             return "loop"
         except StoreError as error:
-            self.failed(f"{step.name}: {error}")
+            self.failed(_told(step, error))
             if not step.failure:
                 return "fail"
         name = f"do_{step.work.subject}" if step.work.kind == "do" else f"on_{step.work.kind}"
@@ -80,8 +80,7 @@ class Machine:
             self.failed(str(error))
             return "loop"
         except UpdateError as error:
-            call = step.work.subject if step.work.kind in {"module", "query"} else ""
-            self.failed(f"{call or state_of(step) or step.name}: {error}")
+            self.failed(_told(step, error))
             return "fail"
 
     def save(self, step: Step, name: str) -> None:
@@ -208,6 +207,13 @@ class Machine:
     def do_nothing(self, _step: Step) -> str:
         """A step that only saves."""
         return "ok"
+
+
+def _told(step: Step, error: UpdateError) -> str:
+    """An error with where it happened, in words of the field: a hook, a call of the module, or a state."""
+    work = step.work
+    where = work.subject if work.kind in {"hook", "module", "query"} else state_of(step)
+    return f"{where}: {error}" if where else str(error)
 
 
 def root_devices(config: Config) -> tuple[str, str]:

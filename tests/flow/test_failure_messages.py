@@ -214,6 +214,16 @@ def test_an_answer_that_is_none(device: Device, query: str, answer: str) -> None
     line = next(line for line in told.splitlines() if f"answered '{answer}' to {query}" in line)
     assert str(device.module_path) in line
     assert "(one line with one of No, Yes" in line
+    assert "query." not in told  # steps of the table are our words, not the reader's
+
+
+@pytest.mark.parametrize("query", ["NeedsArtifactReboot", "SupportsRollback"])
+def test_a_query_that_fails(device: Device, query: str) -> None:
+    device.module[query] = "exit 3"
+    device.furnish()
+    last = device.run("install").splitlines()[-1]
+    what = f"update module {device.module_path}: {query} exited with 3 (its output is in the log)"
+    assert last == f"Could not fulfill request: {what}"
 
 
 STREAM = "line=$(cat stream-next)"
