@@ -108,7 +108,14 @@ def _daemon(options: Options) -> int:
     from update_agent.remote import Remote
 
     settings, log = _configure(options)
-    context = _context(settings, log)
+    try:
+        store = _store(settings, log)
+    except UpdateError as error:
+        from update_agent import trial
+
+        trial.leave(settings, log, error.message)
+        raise
+    context = _context(settings, log, store)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, _stop)
     signals = Signals(context.loop)

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         def next_boot(self) -> list[str]:
             """At the start of the agent: the program that reboots into another system, if that is to run."""
 
+        def is_started_once(self) -> bool:
+            """The running system was started for this boot only, whatever is saved. Raises BootloaderError."""
+
 
 _TIMEOUT_S = 60.0
 _FW_ENV_CONFIG = "/etc/fw_env.config"
@@ -139,6 +142,10 @@ class UBoot:
     def next_boot(self) -> list[str]:
         """Never: it has started what the environment says."""
         return []
+
+    def is_started_once(self) -> bool:
+        """Never: what is for one boot is in the environment as well."""
+        return False
 
     def _run(self, argv: Sequence[str], what: str, stdin: bytes = b"") -> tuple[Result, bytes, bytes]:
         try:

@@ -236,6 +236,26 @@ class RootfsImage:
         )
 
 
+def leave_trial(slots: Slots, bootloader: Bootloader, reason: str) -> bool:
+    """If the running system is on trial, see to it that the next boot is of the other one, for this reason.
+
+    Whether it is. Raises SlotError and BootloaderError.
+    """
+    if bootloader.is_started_once():
+        return True
+    if not slots.is_configured:
+        return False
+    environment = bootloader.read(*VARIABLES)
+    if environment.get("upgrade_available") != "1":
+        return False
+    pair = slots.pair(environment.get("mender_boot_part", ""))
+    if not slots.runs_from(pair.active):
+        return False
+    failure = f"partition {pair.active.number}: {reason}"
+    bootloader.write({**_boots(pair.inactive), "upgrade_available": "0", "boot_failure": failure})
+    return True
+
+
 def _boots(slot: Slot) -> dict[str, str]:
     """The variables that make the boot loader take this slot."""
     return {"mender_boot_part": slot.number, "mender_boot_part_hex": slot.number_hex}

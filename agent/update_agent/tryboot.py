@@ -170,6 +170,10 @@ class Tryboot:
         command = self.reboot_command()
         return command if command == TRY else []
 
+    def is_started_once(self) -> bool:
+        """The firmware was told to, and goes back at the next boot. Raises BootloaderError."""
+        return self.firmware("tryboot") == "1" and self.firmware("partition") != self.autoboot().default
+
     # What is known
 
     def boot_slots(self) -> dict[str, Slot]:

@@ -21,7 +21,7 @@ from update_agent.config import Config
 from update_agent.errors import BootloaderError, ConfigError, PayloadError, SlotError
 from update_agent.log import Log
 from update_agent.payload import Tree
-from update_agent.rootfs_image import RootfsImage
+from update_agent.rootfs_image import RootfsImage, leave_trial
 from update_agent.slots import Host, RootDevice, Slot, Slots
 from update_agent.tryboot import TRY, Tryboot
 from update_tools.conform import pi
@@ -452,3 +452,20 @@ def test_the_state_file_is_what_the_documentation_says(device: Device) -> None:
     saved = json.loads(Path(device.config.datastore, "tryboot.json").read_text())
     boot = Path(device.pi.boot_id).read_text().strip()
     assert saved == {"part": "6", "bootcount": "0", "boot": boot, "boot_failure": ""}
+
+
+def test_a_trial_without_the_saved_state_is_left_by_a_plain_reboot(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+
+    def is_left() -> bool:
+        return leave_trial(device.module._slots, device.loader, "no datastore")
+
+    assert not is_left()
+    device.install()
+    device.reboot()
+    assert (device.running, device.loader.is_started_once()) == ("6", True)
+    os.unlink(device.loader._path)
+    assert is_left()
+    assert device.loader.reboot_command() == REBOOT
+    device.reboot()
+    assert (device.running, is_left()) == ("5", False)
