@@ -244,9 +244,7 @@ class _Document:
 
     def _text(self, value: str, key: str) -> str:
         if not all(is_text(text) for text in (key, value)):
-            raise ArtifactError(
-                f"{key!r} in the artifact's {self.what} is not valid Unicode, or has a NUL in it"
-            )
+            raise ArtifactError(f"{key!r} in the artifact's {self.what} is not valid Unicode, or has a NUL")
         return value
 
 

@@ -72,7 +72,7 @@ class Json:
 
 
 def is_text(value: object) -> bool:
-    """A text that can be stored, printed, and handed to a program: of what JSON may hold, "\\ud800" cannot."""
+    """A text that can be stored, printed, and handed to a program: "\\ud800" is JSON, but cannot."""
     try:
         return isinstance(value, str) and b"\0" not in value.encode()
     except UnicodeEncodeError:
