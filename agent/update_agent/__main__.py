@@ -40,9 +40,13 @@ def _configure(options: Options) -> tuple[Config, Log]:
         datastore=options.datastore,
         overrides=overrides,
     )
-    level = options.log_level or settings.daemon_log_level
+    level = options.log_level or settings.daemon_log_level.lower()
     if level not in LEVELS:
-        raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}")
+        wrong = f"log level {level!r} is not one of {', '.join(LEVELS)}"
+        if options.log_level:
+            raise ConfigError(wrong)
+        settings.warnings.append(f"DaemonLogLevel is ignored: {wrong}")  # what it says would matter less
+        level = "info"
     try:
         log = Log(level, path=options.log_file)
     except OSError as error:

@@ -72,6 +72,7 @@ KEYS: tuple[tuple[str, str, object, str], ...] = (
 
 _BY_NAME = {row[0].lower(): row for row in KEYS}
 _NUMBERS = ("seconds", "bytes", "count", "retries")
+_MOST = (1 << 31) - 1
 _GROUPS = {key.split(".")[0].lower() for key, _, _, _ in KEYS if "." in key}
 
 
@@ -81,7 +82,7 @@ def _convert(kind: str, value: object) -> object:
         return value
     if kind == "text" and isinstance(value, str):
         return value
-    if kind in _NUMBERS and isinstance(value, int) and not isinstance(value, bool):
+    if kind in _NUMBERS and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MOST:
         return value
     if kind == "texts" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return list(value)
@@ -94,7 +95,7 @@ def _convert(kind: str, value: object) -> object:
             urls.append(lowered["serverurl"])
         return urls
     names = {"bool": "true or false", "text": "text", "texts": "a list of texts", "servers": "a list"}
-    raise TypeError(names.get(kind, "a whole number"))
+    raise TypeError(names.get(kind, f"a whole number up to {_MOST}"))
 
 
 class Config:
@@ -230,7 +231,7 @@ class Config:
                 lines = file.read(4096).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"cannot read the device type from {path}: {error}",
+                f"cannot read the device type from {path}: {getattr(error, 'strerror', error)}",
                 hint="the image must contain it: one line, device_type=NAME",
             ) from error
         key, _, name = lines[0].partition("=") if len(lines) == 1 else ("", "", "")
@@ -251,6 +252,8 @@ class Config:
         for name, value in _flatten(document):
             known = _BY_NAME.get(name.lower())
             if known is None:
+                if name.lower() in _GROUPS:
+                    self.warnings.append(f"{source}: {name} is ignored, it must be an object")
                 continue
             key, kind, default, attribute = known
             try:
@@ -261,7 +264,7 @@ class Config:
             if kind == "retries" and not 1 <= int(str(converted)) <= 10000:
                 raise ConfigError(f"{source}: {key} is {converted}, it must be 1 … 10000")
             seen.add(key)
-            if kind in {"seconds", "bytes"} and int(str(converted)) <= 0:
+            if kind in {"seconds", "bytes", "count"} and int(str(converted)) <= 0:
                 converted = default
             setattr(self, attribute, converted)
         for one, many in (("ServerURL", "Servers"), ("ArtifactVerifyKey", "ArtifactVerifyKeys")):

@@ -93,6 +93,19 @@ def test_log_options(lab: Lab) -> None:
     assert "log level 'loud' is not one of trace, debug, info" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("level", "warning"), [("loud", "DaemonLogLevel is ignored: log level 'loud'"), ("WARNING", "")]
+)
+def test_a_log_level_of_the_configuration_does_not_keep_updates_away(
+    lab: Lab, level: str, warning: str
+) -> None:
+    Path(lab.path("conf/mender.conf")).write_text(json.dumps({"DaemonLogLevel": level}))
+    done = run(lab, "show-artifact")
+    assert (done.returncode, done.stdout) == (0, "old\n")
+    assert warning in done.stderr
+    assert bool(warning) == bool(done.stderr)
+
+
 def test_a_log_file_that_cannot_be_opened_is_named(lab: Lab) -> None:
     wrong = run(lab, "-L", lab.path("none/log"), "show-artifact")
     assert wrong.returncode == 1

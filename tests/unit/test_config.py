@@ -103,6 +103,10 @@ def test_no_size_means_the_default_even_if_the_fallback_has_one(places: Path, va
     assert (config.script_output_limit_bytes, config.module_timeout_s) == (256 << 10, 14400)
 
 
+def test_less_than_no_retries_is_the_default(places: Path) -> None:
+    assert main_file(places, {"RetryPollCount": -3}).retry_poll_count == 0
+
+
 def test_maps_live_twice_the_poll_interval_unless_told(places: Path) -> None:
     assert main_file(places, {"UpdatePollIntervalSeconds": 100}).map_expiration_s == 200
     assert main_file(places, {"UpdateControlMapExpirationTimeSeconds": 7}).map_expiration_s == 7
@@ -116,11 +120,15 @@ def test_maps_live_twice_the_poll_interval_unless_told(places: Path) -> None:
         ("UpdatePollIntervalSeconds", "30", "a whole number"),
         ("UpdatePollIntervalSeconds", 1.5, "a whole number"),
         ("RetryPollCount", True, "a whole number"),
+        ("ModuleTimeoutSeconds", 1 << 31, "a whole number up to 2147483647"),
+        ("ModuleTimeoutSeconds", 10**400, "a whole number up to 2147483647"),
         ("ServerURL", 5, "text"),
         ("ArtifactVerifyKeys", ["a", 1], "a list of texts"),
         ("Servers", [{"URL": "https://a"}], '{"ServerURL"'),
         ("Servers", "https://a", "a list"),
         ("HttpsClient", {"Key": 1}, "HttpsClient.Key is ignored, it must be text"),
+        ("HttpsClient", "key.pem", "HttpsClient is ignored, it must be an object"),
+        ("dbus", False, "dbus is ignored, it must be an object"),
     ],
 )
 def test_a_wrong_type_is_a_warning(places: Path, key: str, value: object, words: str) -> None:
@@ -198,7 +206,9 @@ def test_more_or_less_than_one_device_type_is_an_error(places: Path, text: str) 
 
 def test_a_missing_device_type_is_an_error_with_advice(places: Path) -> None:
     config = main_file(places, {"DeviceTypeFile": str(places / "elsewhere")})
-    with pytest.raises(ConfigError, match="the image must contain it"):
+    with pytest.raises(
+        ConfigError, match=r"elsewhere: No such file or directory \(the image must contain it"
+    ):
         config.device_type()
     write(places / "elsewhere", "device_type=x")
     assert config.device_type() == "x"
