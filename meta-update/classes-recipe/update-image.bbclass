@@ -43,6 +43,14 @@ IMAGE_INSTALL:append = " \
     ${UPDATE_PAUSE_HOOK_RECIPES} \
 "
 
+# Better here than on the board: boot.scr finds what it starts.
+python update_image_check_boot() {
+    wanted = {name: d.getVar(name) for name in ("UPDATE_KERNEL", "UPDATE_DEVICETREE") if d.getVar(name)}
+    if lost := update_layer.bootfiles.absent(wanted, os.path.join(d.getVar("IMAGE_ROOTFS"), "boot")):
+        bb.fatal("\n".join(lost))
+}
+ROOTFS_POSTPROCESS_COMMAND:append:update-u-boot = " update_image_check_boot"
+
 # With tryboot /boot is all that the firmware reads of a slot: what other images have in their boot partition.
 do_rootfs[depends] += "${@'rpi-bootfiles:do_deploy virtual/kernel:do_deploy' if d.getVar('UPDATE_BOOTFLOW') == 'tryboot' else ''}"
 python update_image_boot_files() {

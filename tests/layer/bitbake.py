@@ -46,7 +46,8 @@ class Build:
         )
         path = f"{self.native_bin}:{os.environ['PATH']}"
         (folder / "conf/local.conf").write_text(
-            f'MACHINE = "{machine}"\nSTUB_PYTHON = "{sys.executable}"\nPATH = "{path}"\n{conf}'
+            f'MACHINE = "{machine}"\nSTUB_PYTHON = "{sys.executable}"\nPATH = "{path}"\n'
+            f'STUB_BOOT_FILES:update-u-boot = "${{UPDATE_KERNEL}} ${{UPDATE_DEVICETREE}}"\n{conf}'
         )
 
     @property

@@ -96,6 +96,10 @@ def facts(files: dict[str, str]) -> dict[str, dict[str, Any]]:
             "fstab": {re.sub(r"p?\d+$", "", data)},
             "boot script": {re.sub(r"p?$", "", root_prefix[1]) if root_prefix else None},
         },
+        "U-Boot's number of the card": {
+            "U-Boot": {int(config["ENV_MMC_DEVICE_INDEX"])},
+            "boot script": {int(number) for number in re.findall(r"\bmmc (\d+):", files["boot"])},
+        },
         "root partitions": {
             "wks": [number for name, number in table.items() if name not in {"/boot", "/data"}],
             "agent": [int(re.sub(r".*p", "", agent[f"RootfsPart{slot}"])) for slot in "AB"],
@@ -127,13 +131,14 @@ def test_all_files_mean_the_same_card(tmp_path: Path, machine: str) -> None:
 
 def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
     conf = (
-        f'{CONF}UPDATE_STORAGE = "mmcblk1"\nUPDATE_FIRST_PART_MB = "16"\n'
+        f'{CONF}UPDATE_STORAGE = "mmcblk1"\nUPDATE_UBOOT_MMC = "1"\nUPDATE_FIRST_PART_MB = "16"\n'
         'UPDATE_UBOOT_ENV_OFFSET = "0x900000"\nUPDATE_UBOOT_ENV_OFFSET_REDUND = "0xb00000"\n'
     )
     files = made(Build(tmp_path / "build", conf=conf))
     assert disagreements(files) == []
     assert facts(files)["environment offsets"]["wks"] == [0x900000, 0xB00000]
     assert facts(files)["card"]["agent"] == {"/dev/mmcblk1"}
+    assert facts(files)["U-Boot's number of the card"]["U-Boot"] == {1}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,7 @@ def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
     [
         (FRAGMENT, "@@UPDATE_UBOOT_ENV_OFFSET_REDUND@@", "0x610000", "environment offsets"),
         (FRAGMENT, "@@UPDATE_UBOOT_ENV_SIZE@@", "0x8000", "environment size"),
+        (FRAGMENT, "@@UPDATE_UBOOT_MMC@@", "1", "U-Boot's number of the card"),
         (FW_ENV, "@@UPDATE_UBOOT_ENV_OFFSET@@", "0x410000", "environment offsets"),
         (FW_ENV, "@@UPDATE_UBOOT_ENV_SIZE@@", "0x2000", "environment size"),
         (FW_ENV, "/dev/@@UPDATE_STORAGE@@", "/dev/mmcblk1", "card"),
@@ -153,6 +159,7 @@ def test_a_moved_layout_moves_all_of_them(tmp_path: Path) -> None:
         (AGENT, "value('UPDATE_PART_B')", "4", "root partitions"),
         (AGENT, "value('UPDATE_STORAGE_PART')", "'/dev/mmcblk1p'", "card"),
         (BOOT, "root=@@UPDATE_STORAGE_PART@@", "root=/dev/mmcblk2p", "card"),
+        (BOOT, "-e mmc @@UPDATE_UBOOT_MMC@@:", "-e mmc 1:", "U-Boot's number of the card"),
         (BOOT, "setenv mender_boot_part @@UPDATE_PART_A@@", "setenv mender_boot_part 4", "root partitions"),
     ],
 )

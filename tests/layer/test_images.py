@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -226,6 +227,77 @@ def test_image_is_as_large_as_its_slot(tmp_path: Path) -> None:
         values["IMAGE_INSTALL"].split()
     )
     assert (LAYER / "files/wic" / values["WKS_FILE"]).exists()
+
+
+def example(name: str) -> str:
+    """The lines to paste with which a class begins."""
+    (path,) = LAYER.glob(f"classes-*/{name}.bbclass")
+    comment = re.match(r"(?:#.*\n)+", path.read_text())
+    assert comment
+    lines = [line[6:] for line in comment[0].splitlines() if line.startswith("#     ")]
+    assert lines, f"{name} begins without an example"
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in LAYER.glob("classes-recipe/*.bbclass")))
+def test_the_example_of_a_class_is_one_to_paste(tmp_path: Path, name: str) -> None:
+    """As a recipe of a product's layer, with what it names there; up to what can be made of it here."""
+    layer = product(tmp_path, "ArtifactInstall_Leave_10_migrate", name="our-state-scripts")
+    recipes = layer / "recipes-core"
+    night = '{"point": "ArtifactReboot_Enter", "when": {"outside": "02:00", "lasting_s": 7200}}\n'
+    idle = (
+        '{"point": "ArtifactInstall_Enter", "limit_s": 86400, "at_limit": "continue",\n'
+        ' "when": {"program": "/usr/libexec/our-product/machine-is-idle", "interval_s": 300}}\n'
+    )
+    files = {
+        "10-night.json": night,
+        "20-idle.json": idle,
+        "machine-is-idle": "#!/bin/sh\n",
+        "fw_env.config.in": "@@UPDATE_STORAGE@@\n",
+    }
+    for recipe in ("pasted", "our-pause-hooks"):
+        (recipes / recipe / "files").mkdir(parents=True)
+        for file, text in files.items():
+            (recipes / recipe / "files" / file).write_text(text)
+    (recipes / "our-pause-hooks/our-pause-hooks.bb").write_text(
+        'SRC_URI = "file://10-night.json"\ninherit update-pause-hooks\n'
+    )
+    for script in ("Sync_Enter_10_quiet-hours", "ArtifactInstall_Leave_20_migrate"):
+        (recipes / "pasted/files" / script).write_text("#!/bin/sh\n")
+    (recipes / "pasted/pasted.bb").write_text(example(name))
+    conf = f'{INHERIT}UPDATE_ARTIFACT_TOOL = "true"\n'
+    build = Build(tmp_path / "build", more_layers=(layer,), conf=conf)
+    image = "core-image" in example(name)
+    tasks = ["do_rootfs"] if image else ["do_unpack", "do_compile", "do_install"]
+    found = build.ask({"pasted": {"tasks": tasks, "values": ["D", "B", "IMAGE_FSTYPES"]}})
+    assert found.get("failed") is None
+    assert "failed" not in found["recipes"]["pasted"], found["recipes"]["pasted"]["failed"]
+    if image:
+        assert "mender" in found["recipes"]["pasted"]["values"]["IMAGE_FSTYPES"].split()
+
+
+def test_the_example_of_the_switch_turns_the_layer_on(tmp_path: Path) -> None:
+    values = Build(tmp_path / "build", conf=example("update")).ask()["values"]
+    assert values["UPDATE_ENABLED"] == "1"
+    assert values["UPDATE_ARTIFACT_NAME"] == "product-1.4.0"
+
+
+@pytest.mark.parametrize(
+    ("boot_files", "complaint"),
+    [
+        ("zImage", 'UPDATE_DEVICETREE = "am335x-boneblack.dtb", which the image does not have in /boot'),
+        ("zImage dtb/ti/omap/am335x-boneblack.dtb", "there is: dtb/ti/omap/am335x-boneblack.dtb, zImage"),
+        ("Image am335x-boneblack.dtb", 'UPDATE_KERNEL = "zImage", which the image does not have'),
+        ("", "there is: nothing"),
+    ],
+)
+def test_an_image_without_what_boot_scr_starts_stops_the_build(
+    tmp_path: Path, boot_files: str, complaint: str
+) -> None:
+    conf = f'{INHERIT}UPDATE_ARTIFACT_TOOL = "true"\nSTUB_BOOT_FILES:update-u-boot = "{boot_files}"\n'
+    build = Build(tmp_path / "build", machine="beaglebone-yocto", conf=conf)
+    found = build.ask({"update-image-minimal": {"tasks": ["do_rootfs"]}})["recipes"]
+    assert complaint in found["update-image-minimal"]["failed"]
 
 
 def test_the_stub_is_not_the_layer() -> None:

@@ -99,12 +99,52 @@ def names_on(disk: Path, part: wks.Part, scratch: Path) -> set[str]:
         listed = ["mdir", "-b", "-i", f"{disk}@@{part.start}", "::"]
         done = subprocess.run(listed, capture_output=True, text=True, check=False)  # empty: an error for mdir
         return {line.removeprefix("::/").rstrip("/") for line in done.stdout.split()}
-    with disk.open("rb") as file:
-        file.seek(part.start)
-        scratch.write_bytes(file.read(part.size))
+    cut_out(disk, part, scratch)
     debugfs = [str(shutil.which("debugfs", path=PATH)), "-R", "ls -p /", scratch]
     said = subprocess.run(debugfs, capture_output=True, text=True, check=True).stdout
     return {row.split("/")[5] for row in said.split() if row.count("/") > 5} - {".", "..", "lost+found"}
+
+
+def cut_out(disk: Path, part: wks.Part, scratch: Path) -> Path:
+    with disk.open("rb") as file:
+        file.seek(part.start)
+        scratch.write_bytes(file.read(part.size))
+    return scratch
+
+
+def data_of(card_: wks.Card) -> wks.Part:
+    (part,) = [part for part in card_.parts if part.mountpoint == "/data"]
+    return part
+
+
+def ext4_fields(image: Path) -> dict[str, str]:
+    dump = [str(shutil.which("dumpe2fs", path=PATH)), "-h", image]
+    said = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in said.splitlines())}
+
+
+@needs_tools
+@pytest.mark.parametrize("name", sorted(path.name for path in (LAYER / "files/wic").glob("*.wks.in")))
+def test_the_data_partition_grows_from_small_to_the_largest_card(tmp_path: Path, name: str) -> None:
+    """mke2fs would give a small one blocks of 1 KiB, which 256 GiB cannot be addressed by as it grows."""
+    flow = "tryboot" if "tryboot" in name else "u-boot"
+    values = {**layer.variables("raspberrypi4-64", UPDATE_BOOTFLOW=flow), **layer.BUILD}
+    values |= {"UPDATE_BOOT_SIZE_MB": "4", "UPDATE_ROOTFS_SIZE_MB": "8"}
+    text = layer.rendered(f"files/wic/{name}", values)
+    made, disk = card(tmp_path, text, int(values["UPDATE_UBOOT_ENV_SIZE"], 0))
+    image = cut_out(disk, data_of(made), tmp_path / "data")
+    before = ext4_fields(image)
+    assert before["Block size"] == "4096"
+    with image.open("r+b") as file:
+        file.truncate(250 << 30)
+    for command in (["e2fsck", "-fy", image], ["resize2fs", image], ["e2fsck", "-fn", image]):
+        program = str(shutil.which(str(command[0]), path=PATH))
+        subprocess.run([program, *command[1:]], capture_output=True, check=True)
+    after = ext4_fields(image)
+    assert int(after["Block count"]) == (250 << 30) // 4096
+    assert "resize_inode" in after["Filesystem features"]  # within what was reserved for it
+    # A sixtieth of the card at most for inodes: it would be the 32nd part.
+    assert int(after["Inode count"]) * 256 < (250 << 30) // 60
 
 
 @needs_tools
@@ -162,8 +202,11 @@ part /boot --source bootimg-partition --ondisk sda --label A --align 4096 --fixe
 part --source bootimg-partition --ondisk sda --label B --align 4096 --fixed-size 4M
 part / --source rawcopy --sourceparams="file=./slot.ext4" --ondisk sda --fstype=ext4 --align 4 --fixed-size 8M
 part --ondisk sda --fstype=ext4 --align 4096 --fixed-size 8M
-part /data --source rootfs --rootfs-dir=rootfs/data --ondisk sda --fstype=ext4 --align 4096 --fixed-size 4M
-bootloader --ptable """
+"""
+SIX += (
+    "part /data --source rootfs --rootfs-dir=rootfs/data --ondisk sda --fstype=ext4 --mkfs-extraopts=-b4096 "
+)
+SIX += "--align 4096 --fixed-size 4M\nbootloader --ptable "
 SHAPES = {"logical partitions": f"{SIX}msdos\n", "gpt": f"{SIX}gpt\n"}
 
 
@@ -212,6 +255,9 @@ def test_wic_makes_the_same_card(tmp_path: Path, wic: Path, name: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (theirs,) = (tmp_path / "out").glob("*.direct")
     assert table(theirs) == table(disk)
+    data = [ext4_fields(cut_out(made, data_of(ours), tmp_path / "data")) for made in (theirs, disk)]
+    for field in ("Block size", "Inodes per group", "Blocks per group"):
+        assert data[0][field] == data[1][field]
     with theirs.open("rb") as first, disk.open("rb") as second:
         for part in ours.parts:
             if part.source == "rawcopy":

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""IMAGE_BOOT_FILES: which files of the deploy directory go where in a boot partition, as wic reads it."""
+"""Files that a board starts from: in a boot partition (IMAGE_BOOT_FILES, as wic reads it), or in a slot."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def resolve(entries: str, deploy: str) -> list[tuple[str, str]]:
@@ -28,3 +33,19 @@ def resolve(entries: str, deploy: str) -> list[tuple[str, str]]:
     if twice:
         raise ValueError(f"IMAGE_BOOT_FILES: more than one file for {', '.join(twice)}")
     return found
+
+
+def absent(wanted: Mapping[str, str], boot: str) -> list[str]:
+    """What is said of each variable that names a file which the directory does not have."""
+    # A link leads somewhere on the device: that it is there is enough.
+    found = sorted(
+        os.path.relpath(os.path.join(folder, name), boot)
+        for folder, _, names in os.walk(boot)
+        for name in names
+    )
+    there = ", ".join(found) or "nothing"
+    return [
+        f'{name} = "{file}", which the image does not have in /boot; there is: {there}'
+        for name, file in wanted.items()
+        if os.path.normpath(file) not in found
+    ]

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import re
 
-# One switch under two names, before and since U-Boot 2025: one of each group must be in the .config.
-RENAMED = (frozenset({"CONFIG_SYS_REDUNDAND_ENVIRONMENT", "CONFIG_ENV_REDUNDANT"}),)
+# One symbol under two names, before and since U-Boot 2025: one of each group must be in the .config.
+RENAMED = (
+    frozenset({"CONFIG_SYS_REDUNDAND_ENVIRONMENT", "CONFIG_ENV_REDUNDANT"}),
+    frozenset({"CONFIG_SYS_MMC_ENV_DEV", "CONFIG_ENV_MMC_DEVICE_INDEX"}),
+    frozenset({"CONFIG_SYS_MMC_ENV_PART", "CONFIG_ENV_MMC_EMMC_HW_PARTITION"}),
+)
 
 _SET = re.compile(r"(CONFIG_\w+)=(.*)")
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")

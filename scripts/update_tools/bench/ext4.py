@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .tools import EPOCH, BenchError, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _NAMESPACE = uuid.UUID("6d657461-2d75-4064-8174-652d62656e63")
 
@@ -72,36 +72,21 @@ class Files:
         self.nodes[str(pure)] = node
 
 
-def make(image: Path, files: Files, *, size_bytes: int, label: str, journal: bool) -> Path:
-    """Make a file system of this size in a fresh sparse file. Raises BenchError if `files` do not fit."""
+def make(
+    image: Path, files: Files, *, size_bytes: int, label: str, journal: bool, options: Sequence[str] = ()
+) -> Path:
+    """Make a file system of this size in a fresh sparse file; `options` of mke2fs win over those of here.
+
+    Raises BenchError if `files` do not fit.
+    """
     name = uuid.uuid5(_NAMESPACE, label)
     image.unlink(missing_ok=True)
     with open(image, "wb") as file:
         file.truncate(size_bytes)
     features = "metadata_csum,64bit" + ("" if journal else ",^has_journal")
     extended = f"hash_seed={name},root_owner=0:0,lazy_itable_init=1,nodiscard"
-    run(
-        [
-            *(
-                "mke2fs",
-                "-q",
-                "-t",
-                "ext4",
-                "-F",
-                "-b",
-                "4096",
-                "-I",
-                "256",
-                "-m",
-                "0",
-                "-O",
-                features,
-                "-E",
-                extended,
-            ),
-            *("-L", label, "-U", str(name), image),
-        ]
-    )
+    words = ["-q", "-t", "ext4", "-F", "-b", "4096", "-I", "256", "-m", "0", "-O", features, "-E", extended]
+    run(["mke2fs", *words, "-L", label, "-U", str(name), *options, image])
     with tempfile.TemporaryDirectory() as scratch:
         script = Path(scratch) / "script"
         script.write_text(_script(files.nodes, Path(scratch)))

@@ -34,7 +34,7 @@ class Part:
     """One `part` line; `start` and `number` (0: not in the table) once it is placed."""
 
     __slots__ = (
-        *("align", "disk", "file", "fstype", "is_active", "is_logical", "label", "mountpoint"),
+        *("align", "disk", "file", "fstype", "is_active", "is_logical", "label", "mkfs", "mountpoint"),
         *("name", "number", "offset", "rootfs_dir", "size", "source", "start"),
     )
 
@@ -46,6 +46,7 @@ class Part:
         self.disk: str = words.ondisk
         self.fstype: str = words.fstype
         self.label: str = words.label
+        self.mkfs: list[str] = words.mkfs_extraopts.split()
         self.name: str = words.part_name
         self.is_active: bool = words.active
         self.is_logical = False
@@ -156,6 +157,7 @@ def parse(text: str, where: str) -> Card:
             add("--fstype", choices=_FILESYSTEMS, default="vfat")
             add("--label", default="")
             add("--part-name", default="")
+            add("--mkfs-extraopts", default="")
             add("--active", action="store_true")
             add("--no-table", action="store_true")
             add("--align", type=int, default=0)
@@ -207,7 +209,7 @@ def write(card: Card, disk: Path, *, folder: Path, boot_files: Mapping[str, Path
             tree = ext4.Files()
             if part.source == "rootfs":
                 tree.tree(folder / part.rootfs_dir)
-            ext4.make(scratch, tree, size_bytes=part.size, label=part.label, journal=True)
+            ext4.make(scratch, tree, size_bytes=part.size, label=part.label, journal=True, options=part.mkfs)
         copy_into(disk, part.start, scratch)
 
 

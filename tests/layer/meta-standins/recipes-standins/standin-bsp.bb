@@ -9,6 +9,7 @@ PACKAGE_ARCH = "${MACHINE_ARCH}"
 INHIBIT_DEFAULT_DEPS = "1"
 # The root file system's kernel and device trees.
 PACKAGES = "${STANDIN_KERNEL_PACKAGES}"
+KERNEL_IMAGEDEST = "boot"
 
 STANDIN_TREE = '/dts-v1/; / { compatible = "${STANDIN_COMPATIBLE}"; };'
 
@@ -16,17 +17,23 @@ do_configure[noexec] = "1"
 do_compile[noexec] = "1"
 do_package_qa[noexec] = "1"
 
+# As OE-core's kernel and kernel-devicetree classes have them, which take no notice of this layer's variables.
+KERNEL_DTBDEST ?= "${KERNEL_IMAGEDEST}"
+KERNEL_DTBVENDORED ?= "0"
+
 # STANDIN_DIR/kernel is a kernel for the virtual board; elsewhere a word stands for it.
 do_install() {
     install -d ${D}/boot
     if [ -e "${STANDIN_DIR}/kernel" ]; then
-        install -m 0644 "${STANDIN_DIR}/kernel" "${D}/boot/${UPDATE_KERNEL}"
+        install -m 0644 "${STANDIN_DIR}/kernel" "${D}/boot/${KERNEL_IMAGETYPE}"
     else
-        echo "in place of a kernel" > "${D}/boot/${UPDATE_KERNEL}"
+        echo "in place of a kernel" > "${D}/boot/${KERNEL_IMAGETYPE}"
     fi
-    if [ -n "${UPDATE_DEVICETREE}" ]; then
-        echo '${STANDIN_TREE}' | dtc -O dtb -o "${D}/boot/${UPDATE_DEVICETREE}"
-    fi
+    for dtb in ${KERNEL_DEVICETREE}; do
+        if [ "${KERNEL_DTBVENDORED}" != 1 ]; then dtb=$(basename $dtb); fi
+        install -d $(dirname ${D}/${KERNEL_DTBDEST}/$dtb)
+        echo '${STANDIN_TREE}' | dtc -O dtb -o ${D}/${KERNEL_DTBDEST}/$dtb
+    done
 }
 
 # Each file that wic takes from the deploy directory into the boot partition, but for those that our recipes deploy.
@@ -59,5 +66,5 @@ ALLOW_EMPTY:kernel-devicetree = "1"
 ALLOW_EMPTY:kernel-modules = "1"
 ALLOW_EMPTY:kernel-base = "1"
 ALLOW_EMPTY:kernel = "1"
-FILES:kernel-image = "/boot/${UPDATE_KERNEL}"
-FILES:kernel-devicetree = "/boot/${UPDATE_DEVICETREE}"
+FILES:kernel-image = "/boot/${KERNEL_IMAGETYPE}"
+FILES:kernel-devicetree = "/${KERNEL_DTBDEST}"

@@ -6,9 +6,14 @@ IMGDEPLOYDIR = "${WORKDIR}/deploy-image"
 IMAGE_LINK_NAME = "${PN}-${MACHINE}.rootfs"
 IMAGE_NAME = "${IMAGE_LINK_NAME}-20260101000000"
 IMAGE_INSTALL ?= ""
+# What the kernel's packages would install in /boot.
+STUB_BOOT_FILES ?= ""
 
 do_rootfs() {
     install -d ${IMAGE_ROOTFS}${sysconfdir} ${IMGDEPLOYDIR}
+    for file in ${STUB_BOOT_FILES}; do
+        install -D /dev/null ${IMAGE_ROOTFS}/boot/$file
+    done
     printf '/dev/root\t/\tauto\tdefaults\t1\t1\n' > ${IMAGE_ROOTFS}${sysconfdir}/fstab
 }
 do_rootfs[cleandirs] = "${IMAGE_ROOTFS}"
