@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 SUPPORTED_VERSIONS = (2, 3)
 RETRY_LATER = 21
 _DIGITS = "0123456789"
+_BLANKS = frozenset(" \t\n\r\f\v")
 
 
 def parse_name(name: str) -> tuple[str, str] | None:
@@ -53,7 +54,7 @@ def parse_name(name: str) -> tuple[str, str] | None:
     number, text = parts[2][:2], parts[2][2:]
     if len(number) != 2 or number[0] not in _DIGITS or number[1] not in _DIGITS:
         return None
-    if text and (len(text) < 2 or text[0] != "_" or any(char.isspace() for char in text)):
+    if text and (len(text) < 2 or text[0] != "_" or not _BLANKS.isdisjoint(text)):
         return None
     return parts[0], parts[1]
 

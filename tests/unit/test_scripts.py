@@ -19,7 +19,8 @@ from update_agent.states import STATES
 
 GRAMMAR = re.compile(
     r"(Idle|Sync|Download|ArtifactInstall|ArtifactReboot|ArtifactCommit|ArtifactRollback|ArtifactRollbackReboot"
-    r"|ArtifactFailure)_(Enter|Leave|Error)_[0-9][0-9](_\S+)?"
+    r"|ArtifactFailure)_(Enter|Leave|Error)_[0-9][0-9](_\S+)?",
+    re.ASCII,  # as the clients, which look at bytes
 )
 
 
