@@ -246,6 +246,13 @@ def _check_files(contents: Contents) -> None:
                 )
     for path in contents.files:
         check_file_name(path.name)
+    if contents.payload_type in {".", ".."} or "/" in (contents.payload_type or ""):
+        raise ArtifactError(
+            f"payload type {contents.payload_type!r} cannot be the name of an update module",
+            hint="the name of its program, without directories",
+        )
+    if "" in contents.device_types:
+        raise ArtifactError("a device type is empty: no device has that", hint="is the variable in -t set?")
     if contents.payload_type is None and (contents.files or contents.scripts or contents.meta_data):
         raise ArtifactError("an artifact without payload has no files, scripts or meta-data")
     if contents.payload_type == ROOTFS and len(contents.files) != 1:

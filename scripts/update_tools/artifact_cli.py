@@ -155,7 +155,7 @@ def _add_write_options(kind: argparse.ArgumentParser, name: str) -> None:
         "--source-date-epoch",
         type=int,
         metavar="SECONDS",
-        default=os.environ.get("SOURCE_DATE_EPOCH", "0"),
+        default=os.environ.get("SOURCE_DATE_EPOCH") or "0",
         help="time of the members (default: SOURCE_DATE_EPOCH, else 0)",
     )
 
@@ -321,6 +321,8 @@ def _pairs(items: list[str], option: str) -> dict[str, str]:
         key, colon, value = item.partition(":")
         if not colon or not key:
             raise ArtifactError(f"{option} {item}: KEY:VALUE is expected")
+        if pairs.get(key, value) != value:
+            raise ArtifactError(f"{option} {item}: {key} has the value {pairs[key]} already")
         pairs[key] = value
     return pairs
 

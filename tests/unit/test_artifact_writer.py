@@ -145,6 +145,9 @@ def test_source_date_epoch(image: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
         assert main([*arguments, str(output)]) == 0
     one, two, three = (output.read_bytes() for output in outputs)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "")  # as if it were not set
+    assert main([*arguments, str(image.parent / "four")]) == 0
+    assert (image.parent / "four").read_bytes() == one
     assert one != two
     assert two == three
 
@@ -200,6 +203,9 @@ def changed(contents: Contents, **fields: object) -> Contents:
 REFUSED = {
     "no name": ({"name": ""}, "expected a string with text"),
     "no device type": ({"device_types": []}, "expected a list with at least one string"),
+    "an empty device type": ({"device_types": ["x", ""]}, "is the variable in -t set?"),
+    "a payload type that is a path": ({"payload_type": "a/b"}, "cannot be the name of an update module"),
+    "a payload type that is a directory": ({"payload_type": ".."}, "cannot be the name of an update module"),
     "no payload type": ({"payload_type": ""}, "expected a string with text"),
     "meta-data no object": ({"meta_data": b"[]"}, "meta-data is not a JSON object"),
     "bootstrap with files": ({"payload_type": None}, "has no files, scripts or meta-data"),
@@ -316,6 +322,10 @@ def test_exit_codes_and_messages(image: Path, tmp_path: Path, capsys: pytest.Cap
         (["read", str(image)], "is not a tar archive"),
         (["sign", str(image), "-k", str(key.private)], "is not a tar archive"),
         (["write", "rootfs-image", "-n", "r", "-t", "t", "-f", "x", "-o", "y", "-p", "nocolon"], "KEY:VALUE"),
+        (
+            ["write", "rootfs-image", "-n", "r", "-t", "t", "-f", "x", "-o", "y", "-d", "a:1", "-d", "a:2"],
+            "--depends a:2: a has the value 1 already",
+        ),
         (["write", "rootfs-image", "-n", "r"], "are required: -t/--device-type"),
     ):
         assert main(["artifact", *arguments]) == 2
