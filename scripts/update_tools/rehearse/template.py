@@ -17,6 +17,7 @@ from update_agent.log import Log
 from update_agent.states import ARTIFACT, ROOTFS
 from update_agent.store import Store
 from update_tools.conform import artifact as small
+from update_tools.rehearse import rootdir
 from update_tools.rehearse.server import PORT
 from update_tools.rehearse.team import ROOTFS_IMAGE, InputError, program_beside
 from update_tools.rehearse.trees import HOST_ETC
@@ -70,7 +71,8 @@ class Template:
         self.root, self.usr = folder / "root", folder / "usr"
         self.clock = clock
         self.root.mkdir(parents=True)
-        self._team_files()
+        if team.root is not None:
+            rootdir.copy(team.root, self.root)
         self._usr()
         self._etc()
         self._data()
@@ -104,78 +106,67 @@ class Template:
 
     # Pieces
 
-    def _put(self, path: Path, text: str | bytes, mode: int = 0o644) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
-        path.chmod(mode)
-
-    def _team_files(self) -> None:
-        """What the team lays over the root; what lies in its usr is laid over /usr as it is."""
-        for path in self.team.root.iterdir() if self.team.root is not None else ():
-            target = self.root / path.name
-            if path.name == "usr":
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.copytree(path, target, symlinks=True, dirs_exist_ok=True)
-            else:
-                shutil.copy2(path, target, follow_symlinks=False)
+    def _put(self, path: str, text: str | bytes, mode: int = 0o644) -> None:
+        """A file of the machine, by its path there."""
+        rootdir.put(self.root, path, text.encode() if isinstance(text, str) else text, mode)
 
     def _usr(self) -> None:
+        """What lies over the host's /usr, and hooks with their programs."""
         for name, text in (
             ("bin/date", _DATE.replace("@control@", CONTROL)),
             ("sbin/reboot", _REBOOT),
             ("bin/systemctl", _SYSTEMCTL),
             ("share/mender/identity/mender-device-identity", _IDENTITY),
         ):
-            self._put(self.usr / name, text, 0o755)
+            rootdir.put(self.usr, name, text.encode(), 0o755)
         for name, hook in self.team.hooks.items():
             program = program_of(hook)
             beside = program_beside(self.team, program) if program else None
             if beside is not None and program.startswith("/usr/"):
-                self._put(self.folder / program.lstrip("/"), beside.read_bytes(), 0o755)
+                rootdir.put(self.folder, program, beside.read_bytes(), 0o755)
             elif beside is not None:
-                self._put(self.root / program.lstrip("/"), beside.read_bytes(), 0o755)
-            self._put(self.root / f"etc/mender/pause.d/{name}", hook)
+                self._put(program, beside.read_bytes(), 0o755)
+            self._put(f"etc/mender/pause.d/{name}", hook)
 
     def _etc(self) -> None:
-        etc = self.root / "etc"
-        self._put(etc / "passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
-        self._put(etc / "group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n")
-        self._put(etc / "nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
-        self._put(etc / "hosts", "127.0.0.1 localhost rehearsal\n")
-        self._put(etc / "hostname", "rehearsal\n")
-        self._put(etc / "resolv.conf", "nameserver 192.0.2.53\noptions timeout:1 attempts:1\n")
+        self._put("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
+        self._put("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n")
+        self._put("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+        self._put("etc/hosts", "127.0.0.1 localhost rehearsal\n")
+        self._put("etc/hostname", "rehearsal\n")
+        self._put("etc/resolv.conf", "nameserver 192.0.2.53\noptions timeout:1 attempts:1\n")
         self._put(
-            etc / "fw_env.config",
+            "etc/fw_env.config",
             "".join(f"{ENV_DEVICE} {n * ENV_BYTES:#x} {ENV_BYTES:#x}\n" for n in (0, 1)),
         )
         for name in _FROM_HOST:
             if os.path.isfile(f"/etc/{name}"):
-                shutil.copy(f"/etc/{name}", etc / name)
+                self._put(f"etc/{name}", Path(f"/etc/{name}").read_bytes())
         for name in HOST_ETC:
             if os.path.isdir(f"/etc/{name}"):
-                (etc / name).mkdir(exist_ok=True)
+                rootdir.make_folder(self.root, f"etc/{name}")
         for script in self.team.of(ROOTFS):
-            self._put(etc / f"mender/scripts/{script.name}", script.data, script.mode & 0o7777)
+            self._put(f"etc/mender/scripts/{script.name}", script.data, script.mode & 0o7777)
         if self.team.version is not None:
-            self._put(etc / "mender/scripts/version", self.team.version)
-        self._put(etc / "mender/mender.conf", json.dumps(self._conf(), indent=1))
+            self._put("etc/mender/scripts/version", self.team.version)
+        self._put("etc/mender/mender.conf", json.dumps(self._conf(), indent=1))
 
     def _data(self) -> None:
-        data = self.root / "data/mender"
-        self._put(data / "device_type", f"device_type={self.team.device_type}\n")
-        self._put(data / "mender.conf", json.dumps({"ServerURL": f"http://127.0.0.1:{PORT}"}, indent=1))
+        data = "data/mender"
+        self._put(f"{data}/device_type", f"device_type={self.team.device_type}\n")
+        self._put(f"{data}/mender.conf", json.dumps({"ServerURL": f"http://127.0.0.1:{PORT}"}, indent=1))
         key = subprocess.run(
             ["openssl", "genpkey", "-algorithm", "ed25519"], capture_output=True, check=False
         )
         if key.returncode == 0:  # made once here, and not by each machine
-            self._put(data / "mender-agent.pem", key.stdout, 0o600)
-        store = Store(str(data), Log(stream=open(os.devnull, "w", encoding="utf-8")))  # noqa: SIM115
+            self._put(f"{data}/mender-agent.pem", key.stdout, 0o600)
+        folder = rootdir.make_folder(self.root, data)
+        store = Store(str(folder), Log(stream=open(os.devnull, "w", encoding="utf-8")))  # noqa: SIM115
         store.write(
             {"artifact-name": "old", "artifact-provides": json.dumps({"rootfs-image.version": "old"})}
         )
         for name in ("home", "root", "opt", "srv", "var/lib", "var/log", "var/tmp", "var/cache"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+            rootdir.make_folder(self.root, name)
         for link, to in (("lib/mender", "/data/mender"), ("run", "/run"), ("lock", "/run/lock")):
             if not os.path.lexists(self.root / "var" / link):
                 (self.root / "var" / link).symlink_to(to)
