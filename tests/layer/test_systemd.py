@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.layer.bitbake import Build
 
 RECIPES = ("update-agent", "update-agent-conf", "update-identity", "update-data")
 OURS = ("update-identity", "update-grow-data", "mender-updated")
+USR = ("bin", "sbin", "lib", "lib64")  # links into /usr
 MACHINE_ID = "0123456789abcdef0123456789abcdef"
 DATA = "/persistent /data none bind,nofail 0 0\n"
 
@@ -29,8 +31,7 @@ DATA = "/persistent /data none bind,nofail 0 0\n"
 START = """
 mount -t tmpfs tmpfs /run
 mount -t overlay -o "lowerdir=$LOWER" overlay "$ROOT/usr"
-exec systemd-nspawn --quiet --register=no --keep-unit --private-network --console=passive \
-    --directory="$ROOT" --boot "$@"
+exec systemd-nspawn --quiet --register=no --keep-unit --private-network --directory="$ROOT" "$@"
 """
 
 PROBE_UNIT = """[Unit]
@@ -95,13 +96,28 @@ def why_not() -> str:
         return "a container needs root"
     if not os.path.samefile(os.path.realpath(sys.executable), os.path.realpath("/usr/bin/python3")):
         return "the tests' Python is not the system's, for which the agent's byte code would have to be"
-    trial = subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", "mount -t tmpfs tmpfs /run; systemd-nspawn --version"],
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "root")
+        (root / "usr").mkdir(parents=True)
+        for name in USR:
+            (root / name).symlink_to(f"usr/{name}")
+        empty = Path(folder, "empty")
+        empty.mkdir()
+        trial = start(root, f"{empty}:/usr", "--console=pipe", "/usr/bin/true")
+    return f"no containers here: {trial.stderr}" if trial.returncode else ""
+
+
+def start(root: Path, lower: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """systemd-nspawn in this root, whose /usr is these directories over each other."""
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-euc", START, "sh", *arguments],
+        env={**os.environ, "ROOT": str(root), "LOWER": lower},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        timeout=300,
         check=False,
     )
-    return "" if trial.returncode == 0 else trial.stderr
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +161,7 @@ class Machine:
             for part in tree.iterdir():
                 if part.name not in {"usr", "data"}:
                     shutil.copytree(part, self.root / part.name, symlinks=True, dirs_exist_ok=True)
-        for name in ("bin", "sbin", "lib", "lib64"):
+        for name in USR:
             (self.root / name).symlink_to(f"usr/{name}")
         for name in ("passwd", "group", "os-release", "ld.so.cache"):
             shutil.copy(f"/etc/{name}", self.root / "etc" / name)
@@ -189,15 +205,7 @@ class Machine:
         """From start to power off."""
         (self.root / "etc/fstab").write_text(fstab)
         (self.root / "probe").write_text(PROBE + probe + JOURNAL)
-        done = subprocess.run(
-            ["unshare", "--mount", "sh", "-euc", START, "sh", "systemd.show_status=1"],
-            env={**os.environ, "ROOT": str(self.root), "LOWER": self._lower},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = start(self.root, self._lower, "--console=passive", "--boot", "systemd.show_status=1")
         self.said = done.stdout + done.stderr
         assert (self.root / "result/journal").is_file(), self.said
 
