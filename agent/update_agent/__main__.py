@@ -63,7 +63,8 @@ def _first_line(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.readline().rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the passphrase from {path}: {error}") from error
+        reason = getattr(error, "strerror", error)
+        raise ConfigError(f"cannot read the passphrase from {path}: {reason}") from error
 
 
 def _store(settings: Config, log: Log) -> Store:
@@ -306,8 +307,21 @@ _VERBS = {
 }
 
 
+def _open_standard_streams() -> None:
+    """Have descriptors 0 to 2 open: whoever starts us may have closed them, and no slot must become one."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number, which is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; expected errors become one line on stderr."""
+    _open_standard_streams()
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
         if options.help:

@@ -303,9 +303,10 @@ def _read(config: Config, path: str, *, required: bool) -> None:
     except TierError:
         raise
     except (OSError, ValueError, ConfigError) as error:
+        reason = str(getattr(error, "strerror", error)).removeprefix(f"{path}: ")
         if required:
-            raise ConfigError(f"cannot use configuration file {path}: {error}") from error
-        config.warnings.append(f"{path}: the rest of this file is ignored: {error}")
+            raise ConfigError(f"cannot use configuration file {path}: {reason}") from error
+        config.warnings.append(f"{path}: the rest of this file is ignored: {reason}")
 
 
 def load(

@@ -115,7 +115,40 @@ def test_a_log_file_that_cannot_be_opened_is_named(lab: Lab) -> None:
     )
 
 
-# Who listens goes away
+# Who listens goes away, or was never there
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_standard_streams_may_be_closed(lab: Lab, closed: str) -> None:
+    """Scripts and modules still have their own, and print what they like."""
+    for name, body in (("Download_Enter_50", "echo out; echo err >&2"), ("Download_Leave_50", "cat")):
+        script = Path(lab.path(f"conf/scripts/{name}"))
+        script.write_text(f"#!/bin/sh\n{body}\n")
+        script.chmod(0o755)
+    words = [
+        sys.executable,
+        "-m",
+        "update_agent",
+        "-L",
+        lab.path("log"),
+        "install",
+        lab.path("artifact.mender"),
+    ]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *words],
+        env=lab.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    log = Path(lab.path("log")).read_text()
+    assert "Collected output (stdout) while running script: out\n" in log
+    assert "Collected output (stderr) while running script: err\n" in log
+    without_log = f'"$@" commit {closed}'
+    done = subprocess.run(["sh", "-c", without_log, "sh", *words[:3]], env=lab.environment(), check=False)
+    assert done.returncode == 0
+    assert run(lab, "show-artifact").stdout == "new\n"
 
 
 def run_unheard(lab: Lab, *arguments: str) -> tuple[int, str]:
