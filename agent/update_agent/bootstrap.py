@@ -34,8 +34,12 @@ def bootstrap(context: Context) -> None:
     finally:
         if context.store.get("artifact-name") is None:
             context.store.write({"artifact-name": name})
-        if os.path.exists(path):
+        try:
             os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            context.log.error(f"cannot delete {path}: {os.strerror(error.errno or 0)}")
 
 
 def _named_by_image(path: str) -> str:

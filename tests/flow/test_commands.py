@@ -119,3 +119,13 @@ def test_a_bootstrap_artifact_names_what_is_installed_once() -> None:
             file.write(lab.artifact)
         assert run(lab, "show-artifact").stdout == "new\n"
         assert not os.path.exists(lab.path("store/bootstrap.mender"))
+
+
+def test_a_bootstrap_artifact_that_cannot_be_deleted_is_told_of(lab: Lab) -> None:
+    Store(lab.store_dir, Log(level="error")).write({"artifact-name": None})
+    os.makedirs(lab.path("store/bootstrap.mender"))
+    result = run(lab, "show-artifact")
+    assert result.returncode == 1
+    assert f"cannot delete {lab.path('store/bootstrap.mender')}: Is a directory" in result.stderr
+    assert "Could not fulfill request: cannot install the bootstrap artifact" in result.stderr
+    assert run(lab, "show-artifact").stdout == "unknown\n"
