@@ -364,7 +364,7 @@ FAULTS: list[tuple[str, str, Callable[[Card], object]]] = [
     ("boot-script-other-card", "/boot.scr", replaced("script", "root=/dev/mmcblk0p", "root=/dev/mmcblk1p")),
     ("kernel-missing", "/boot/Image", without("/boot/Image")),
     ("kernel-wrong-architecture", "/boot/Image", text("/boot/Image", bytes(0x24) + b"\x18\x28\x6f\x01" + bytes(90))),
-    ("devicetree-missing", "/boot/board.dtb", replaced("script", "${fdt_addr_r} /boot/\n", "${fdt_addr_r} /boot/board.dtb\n")),
+    ("devicetree-missing", "/boot/board.dtb", replaced("script", "${fdt_addr_r} /boot/;", "${fdt_addr_r} /boot/board.dtb;")),
     ("devicetree-other-board", "partition 1:/bcm2711-rpi-4-b.dtb", tree(compatible='"ti,am335x-bone", "ti,am33xx"')),
     ("devicetree-damaged", "partition 1:/cut.dtb", boot(cut_dtb=devicetree()[:200])),
     ("devicetree-fixed-root", "partition 1:/bcm2711-rpi-4-b.dtb", tree(bootargs="root=/dev/mmcblk0p2 quiet")),
