@@ -97,12 +97,12 @@ def _run(words: list[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code. Bugs are not caught: their traceback is wanted."""
     words = sys.argv[1:] if arguments is None else arguments
+    _open_what_is_closed()
     output = _watched_output()
     code = 0
     try:
         code = _exit_code(words)
-        if sys.stdout is not None:  # it may be closed
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         if output is None or output.failure is None:
             raise
@@ -126,6 +126,15 @@ class _Output(io.FileIO):
             raise
 
 
+def _open_what_is_closed() -> None:
+    """What a shell closed (`>&-`): the next file that is opened, a card, must not take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            file = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115
+            os.set_inheritable(file.fileno(), True)  # as it is for what we start
+            setattr(sys, name, file)
+
+
 def _watched_output() -> _Output | None:
     """Puts it under sys.stdout; None if that is something else already, or closed."""
     before = sys.stdout
@@ -135,7 +144,7 @@ def _watched_output() -> _Output | None:
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(output),
         encoding=before.encoding,
-        errors=before.errors,
+        errors="backslashreplace" if before.errors == "strict" else before.errors,  # of what a locale lacks
         line_buffering=before.line_buffering,
     )
     return output

@@ -242,6 +242,11 @@ FLAWS: dict[str, tuple[str, Files, dict[str, object]]] = {
         {"ArtifactRollback_Enter_10_a": "exit 3", "ArtifactRollback_Enter_20_b": "exit 0"},
         {"only": ["install=fail"], "others": {"fails-on-failure-path"}},
     ),
+    "update-fails": (
+        "the update",
+        {"ArtifactInstall_Enter_10_x": "exit 0"},
+        {"module": "No", "broken": "ArtifactInstall"},
+    ),
     "update-stuck": ("the update", {"ArtifactInstall_Enter_10_x": "kill $PPID; sleep 600"}, {}),
     "bashism": ("Download_Enter_10_x", {"Download_Enter_10_x": "[[ -d / ]] || exit 0"}, {}),
     "hook-unreachable": (
@@ -293,6 +298,7 @@ MODULE = """
 case $1 in
 NeedsArtifactReboot) echo "@answer@" ;;
 SupportsRollback) echo Yes ;;
+@broken@) exit 1 ;;
 esac
 """
 
@@ -309,7 +315,7 @@ def test_a_planted_flaw_is_found(name: str, tmp_path: Path) -> None:
     if hooks:
         given["hooks"] = write(tmp_path / "hooks", hooks)
     if "module" in more:
-        text = MODULE.replace("@answer@", str(more["module"]))
+        text = MODULE.replace("@answer@", str(more["module"])).replace("@broken@", str(more.get("broken")))
         given["root"] = write(tmp_path / "root", {"usr/share/mender/modules/v3/some-module": text})
         given["artifact"] = tmp_path / "new.mender"
         built = {script: (write(tmp_path / "s", scripts) / script).read_bytes() for script in scripts}
@@ -491,7 +497,7 @@ def test_bad_input(words: list[str], message: str, tmp_path: Path, monkeypatch: 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scripts = write(tmp_path / "scripts", {"Download_Enter_10_x": 'echo "<hello>" >&2; exit 3'})
     report = tmp_path / "report.html"
-    words = ["--scripts", str(scripts), "--quick", "--only", "nothing more", "--json", "--html", str(report)]
+    words = ["--scripts", str(scripts), "--quick", "--only", "success", "--json", "--html", str(report)]
     assert run(words) == 3
     document = json.loads(capsys.readouterr().out)
     assert [finding["name"] for finding in document["findings"]] == ["script-fails"]

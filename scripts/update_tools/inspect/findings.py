@@ -222,7 +222,7 @@ AREAS: dict[str, dict[str, tuple[str, str, str]]] = {
             "its first line must name a program of the image, such as #!/bin/sh"),
         "script-crlf": (ERROR,
             "a state script with DOS line ends",
-            "convert it to Unix line ends: the kernel looks for an interpreter named with a CR"),
+            "convert it to Unix line ends (dos2unix): kernel and shell take the CR for a part of the last word"),
         "script-empty": (ERROR,
             "a state script without content",
             "an empty script fails the update with an exec format error"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from update_agent import hooks as agent_hooks
 from update_agent import scripts as agent_scripts
 from update_agent.states import ARTIFACT, POINTS, ROOTFS, STATE_BY_NAME, STATES
+from update_tools import script_text
 
 if TYPE_CHECKING:
     from .findings import Findings
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 SCRIPTS = "/etc/mender/scripts"
 HOOKS = ("/usr/share/mender/pause.d", "/etc/mender/pause.d")  # of the latter counts
-_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _ACTIONS = {"Enter": "Ee", "Leave": "Ll", "Error": "!"}
 # What is told of a name that is nearly one.
 _NEARLY = re.compile(r"(Idle|Sync|Download|Artifact)\w*_(Enter|Leave|Error)", re.IGNORECASE)
@@ -125,21 +125,20 @@ def _check_start(findings: Findings, script: _Script, root: Tree | None) -> None
         return
     if script.data.startswith(b"\x7fELF"):
         return
-    line = script.data.split(b"\n", 1)[0]
-    if not line.startswith(b"#!") or not line[2:].strip():
+    words = script_text.interpreter(script.data)
+    if not words:
         findings.add("script-no-interpreter", script.where, "its first line is not #!PROGRAM")
-    elif line.endswith(b"\r"):
-        findings.add("script-crlf", script.where, "its first line ends with CR LF")
+    elif number := script_text.dos_line(script.data):
+        findings.add("script-crlf", script.where, f"line {number} ends with CR LF")
     elif root is not None:
-        words = line[2:].decode(errors="replace").split()
-        program = words[0]
-        entry = root.find(program)
-        if entry is not None and entry.is_executable and program.endswith("/env") and len(words) == 2:
-            program = words[1]
-            found = [root.find(f"{directory}/{program}") for directory in _PATH]
-            entry = next((one for one in found if one is not None and one.is_executable), None)
-        if entry is None or not entry.is_executable:
-            findings.add("script-no-interpreter", script.where, f"the image has no program {program}")
+        missing = script_text.missing(words, lambda path: _is_program(root, path))
+        if missing:
+            findings.add("script-no-interpreter", script.where, f"the image has no program {missing}")
+
+
+def _is_program(root: Tree, path: str) -> bool:
+    entry = root.find(path)
+    return entry is not None and entry.is_file and entry.is_executable
 
 
 # Pause hooks

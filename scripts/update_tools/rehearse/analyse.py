@@ -13,6 +13,7 @@ from update_agent.hooks import PROGRAM_LIMIT_S
 from update_agent.logupload import OUTPUT_BYTES
 from update_agent.scripts import RETRY_LATER
 from update_agent.states import ARTIFACT, DAEMON_STEPS, STATE_BY_NAME
+from update_tools.rehearse.findings import ERROR
 from update_tools.rehearse.plan import SUCCESS, hooks_of, points_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _FAILURE_WORDS = ("Rollback", "Failure")  # in the name of a state on the way ba
 _RETRIED = re.compile(r"state script \S*/(\S+) wanted another run for")
 _HELD = re.compile(r"Control point (\S+): pause by .*")
 _HELD_BY = re.compile(r"hook (\S+\.json) \(")
+_ERROR = re.compile(r"(?i)^(?:\S+ )?error: (.*)")
 _SURVIVES = ("/data",)
 _SHOWN = 3  # paths in a finding
 
@@ -55,6 +57,7 @@ def judge(
             for run in update.runs:
                 if run.kind == "script":
                     _check_run(each, number, run, survives, findings)
+    _check_success(ordered, findings)
     _check_repeats(ordered, survives, findings)
     for each in ordered:
         if each.scenario.kind == "failure":
@@ -211,6 +214,20 @@ def _held_at(point: str, log: str) -> set[str]:
     return set(_HELD_BY.findall(held[-1][0])) if held else set()
 
 
+def _check_success(played: Sequence[Played], findings: Findings) -> None:
+    """An update that nothing disturbs fails by something that was told already, or this is told."""
+    for each in played:
+        if each.scenario.kind != SUCCESS or any(
+            each.scenario.name in finding.scenarios and finding.severity == ERROR for finding in findings
+        ):
+            continue
+        for update in each.updates:
+            if update.status != SUCCESS:
+                errors = [found[1] for line in update.log.splitlines() if (found := _ERROR.search(line))]
+                what = errors[-1] if errors else f"it ended with {update.status or 'nothing'}"
+                findings.add("update-fails", "the update", what, each.scenario.name)
+
+
 # Files
 
 
@@ -301,4 +318,4 @@ def _size(content: str) -> str:
 
 def _last_line(output: str) -> str:
     lines = output.strip().splitlines()
-    return lines[-1][:160] if lines else ""
+    return "".join(char if char.isprintable() else "�" for char in lines[-1][:160]) if lines else ""

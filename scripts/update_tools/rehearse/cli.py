@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import signal
 import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +38,8 @@ there is root there and nobody here: it can only write to the machine, and has n
 Waiting costs nothing: the machine's clock leaps over retries, windows and limits. If no script of DIR is
 executable they are taken as files of a recipe, which installs them with mode 0755."""
 _EPILOG = """\
-Exit codes: 0 nothing wrong, 2 cannot be rehearsed, 3 flaws were found (with --strict: or warnings).
+Exit codes: 0 nothing wrong, 2 cannot be rehearsed, 3 flaws were found (with --strict: or warnings),
+130 interrupted.
 
   ota rehearse --scripts meta-product/recipes-core/product-scripts/files --html rehearsal.html
   ota rehearse --scripts scripts --hooks pause.d --artifact product-2.mender --conf mender.conf --quick"""
@@ -53,39 +57,108 @@ def run(words: list[str]) -> int:
         conf=options.conf,
         root=options.root,
     )
-    for path in (options.html,):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise InputError(f"there is no folder {path.parent} for {path.name}")
-    with _progress() as progress:
+    if options.html is not None:
+        _check_page(options)
+    with _ended_in_order(), _progress() as progress:
         if options.board:
+            _check_board(options)
             rehearsal = _on_board(team, options_of(options), progress)
         else:
             rehearsal = rehearse(team, options_of(options), progress=progress)
+    if rehearsal.played and not options.board:
+        _check_names(rehearsal, options)
     if options.html is not None:
-        from update_tools.rehearse.html import page
-
-        options.html.write_text(page(rehearsal), encoding="utf-8")
-    if options.json:
-        from update_tools.rehearse.report import document
-
-        print(json.dumps(document(rehearsal), indent=2, ensure_ascii=False))
-    else:
-        from rich.console import Console
-
-        from update_tools.rehearse.report import show
-
-        show(rehearsal, Console(width=None if sys.stdout.isatty() else _WIDTH_PIPED))
-        if options.html is not None:
-            print(f"report: {options.html}", file=sys.stderr)
+        _write_page(rehearsal, options.html)
+    print(_json(rehearsal) if options.json else _text(rehearsal))
+    if options.html is not None:
+        print(f"report: {options.html}", file=sys.stderr)
     found = rehearsal.errors or (options.strict and len(rehearsal.findings))
     return EXIT_FOUND if found else 0
+
+
+def _check_page(options: argparse.Namespace) -> None:
+    """Told before minutes have passed. Raises InputError if the page cannot, or should not, be there."""
+    path: Path = options.html
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise InputError(f"there is no folder {path.parent} for {path.name}", hint=f"mkdir -p {path.parent}")
+    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise InputError(
+            f"cannot write {path}: {'it is a folder' if os.path.isdir(path) else 'no permission'}"
+        )
+    given = [*options.scripts, options.hooks, options.artifact, options.conf]
+    places = [place for place in (folder, path) if os.path.exists(place)]
+    if any(each is not None and os.path.samefile(each, place) for each in given for place in places):
+        raise InputError(f"{path} is among what is rehearsed", hint="put the report into another folder")
+
+
+def _write_page(rehearsal: Rehearsal, path: Path) -> None:
+    from update_tools.rehearse.html import page
+
+    try:
+        path.write_text(page(rehearsal), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _check_board(options: argparse.Namespace) -> None:
+    """The board plays its own few scenarios. Raises SystemExit for options that are nothing to it."""
+    names = ("every_point", "sample", "only", "ignore", "persistent", "clock", "jobs")
+    ours = parser()
+    told = [
+        f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != ours.get_default(name)
+    ]
+    if told:
+        ours.error(f"--board has its own scenarios, files are not compared there: without {', '.join(told)}")
+
+
+def _check_names(rehearsal: Rehearsal, options: argparse.Namespace) -> None:
+    """A pattern with a typing error would play nothing, and find nothing wrong."""
+    for pattern in rehearsal.unknown(options.only):
+        known = [name for name in rehearsal.names if "!" not in name or "!" in pattern]
+        near = get_close_matches(pattern, known, 3, 0.4) or known[:3]
+        raise InputError(
+            f"--only {pattern}: no scenario is called so",
+            hint=f"the nearest are: {'; '.join(near)}",
+        )
+
+
+def _json(rehearsal: Rehearsal) -> str:
+    """One document; names of files that are no UTF-8 with JSON's escapes."""
+    from update_tools.rehearse.report import document
+
+    text = json.dumps(document(rehearsal), indent=2, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _text(rehearsal: Rehearsal) -> str:
+    """As wide as the terminal; in a pipe without colour and without blanks at line ends."""
+    from rich.console import Console
+
+    from update_tools.rehearse.report import printable, show
+
+    is_terminal = sys.stdout.isatty()
+    console = Console(highlight=False) if is_terminal else Console(width=_WIDTH_PIPED, no_color=True)
+    with console.capture() as shown:
+        show(rehearsal, console)
+    lines = printable(shown.get()).splitlines()
+    return "\n".join(lines if console.is_terminal else [line.rstrip() for line in lines])
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Who is told to end by SIGTERM leaves no folder and no board behind, as with Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _on_board(team: Team, options: Options, progress: Callable[[str, int, int], object]) -> Rehearsal:
     from update_tools.bench.layer import REPOSITORY
     from update_tools.rehearse import board
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the board must not stay on
     left_out = board.windows(load_hooks([str(team.hooks_from)]) if team.hooks_from else [])
     if left_out:
         print(f"left out, they would be waited for: {', '.join(left_out)}", file=sys.stderr)
@@ -103,7 +176,7 @@ def options_of(options: argparse.Namespace) -> Options:
         persistent=options.persistent,
         patience_s=options.timeout,
         clock=options.clock,
-        jobs=options.jobs,
+        jobs=options.jobs or 0,
         sample=options.sample,
         only=options.only,
     )
@@ -149,11 +222,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="kill at all points of the undisturbed update, not those of note",
     )
-    how("--sample", metavar="N", type=int, default=1, help="only every n-th of the kills")
+    how("--sample", metavar="N", type=_count, default=1, help="only every n-th of the kills")
     how("--only", metavar="PATTERN", action="append", default=[], help="only scenarios of such names")
     how(
         "--ignore",
         metavar="PATH",
+        type=_device_path,
         action="append",
         default=[],
         help="a file or folder that may differ, such as /data/log; with * and ?",
@@ -161,6 +235,7 @@ def parser() -> argparse.ArgumentParser:
     how(
         "--persistent",
         metavar="PATH",
+        type=_device_path,
         action="append",
         default=[],
         help="a folder that survives updates, beside /data",
@@ -168,12 +243,18 @@ def parser() -> argparse.ArgumentParser:
     how(
         "--timeout",
         metavar="S",
-        type=float,
+        type=_seconds,
         default=PATIENCE_S,
         help="a script that shows no life for so long is taken for hanging (%(default)s)",
     )
     how("--clock", metavar="HH:MM", default=CLOCK, help="when each rehearsal begins, in UTC (%(default)s)")
-    how("--jobs", metavar="N", type=int, default=0, help="machines at a time; default: one for each core")
+    how(
+        "--jobs",
+        metavar="N",
+        type=_count,
+        default=None,
+        help="machines at a time; default: one for each core",
+    )
     how(
         "--board",
         action="store_true",
@@ -185,6 +266,28 @@ def parser() -> argparse.ArgumentParser:
     out("--strict", action="store_true", help="warnings count as errors")
     out("--list", action="store_true", help="list everything that can be found")
     return root
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
+    return seconds
+
+
+def _device_path(text: str) -> str:
+    if not text.startswith(("/", "*")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no path of the device, such as /data/log")
+    return text
 
 
 def _list() -> int:

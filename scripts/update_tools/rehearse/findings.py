@@ -47,6 +47,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "hook-breaks":            (ERROR,   "its program must exit with 0, 1 or 21 within 30 s; whatever else it does keeps the update waiting"),
     "hook-fails-update":      (ERROR,   "it fails an update in which nothing is wrong"),
     "never-ran":              (WARNING, "a script before it in the same hook fails each time, or something takes it away or its right to be executed"),
+    "update-fails":           (ERROR,   "no script or program of a hook failed: the payload's module, or a hook whose limit ends in failure"),
     "update-stuck":           (ERROR,   "the update came to no end; the log of this scenario says where"),
     "bashism":                (WARNING, "the device's /bin/sh may be BusyBox: write it in POSIX sh, or begin it with #!/bin/bash"),
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from update_tools.rehearse.plan import START
-from update_tools.rehearse.report import counts, script_lines, without_scripts
+from update_tools.rehearse.report import counts, printable, script_lines, without_scripts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ def page(rehearsal: Rehearsal) -> str:
     shown = [
         each for each in rehearsal.played if each.scenario.kind != "kill" or each.scenario.name in flawed
     ]
-    return environment.get_template("report.html.j2").render(
+    text = environment.get_template("report.html.j2").render(
         rehearsal=rehearsal,
         title=_title(rehearsal),
         counts=counts(rehearsal) if rehearsal.played else "nothing was played",
@@ -61,6 +61,7 @@ def page(rehearsal: Rehearsal) -> str:
         ],
         kills=[each for each in rehearsal.played if each.scenario.kind == "kill"],
     )
+    return printable(text)
 
 
 def _title(rehearsal: Rehearsal) -> str:

@@ -55,7 +55,7 @@ class Options:
         self.persistent = list(persistent)
         self.patience_s = patience_s
         self.clock = clock
-        self.jobs = jobs or os.cpu_count() or 1
+        self.jobs = jobs if jobs > 0 else os.cpu_count() or 1
         self.sample = max(1, sample)
         self.only = list(only)
 
@@ -68,9 +68,14 @@ class Rehearsal:
         self.options = options
         self.findings = Findings()
         self.played: list[Played] = []
+        self.names: list[str] = []  # of all scenarios that there are, the ones that were not chosen too
         self.hooks = agent_hooks.load([str(given.hooks_from)]) if given.hooks_from else []
         self.started = datetime.now(UTC)
         self.seconds = 0.0
+
+    def unknown(self, patterns: Sequence[str]) -> list[str]:
+        """Those of the patterns that no scenario is called by."""
+        return [each for each in patterns if not any(fnmatch(name, each) for name in self.names)]
 
     @property
     def errors(self) -> int:
@@ -147,6 +152,7 @@ class _Player:
         }
 
     def play(self) -> None:
+        self._result.names.append(plan.SUCCESS)
         (first,) = self._play("nothing goes wrong", [plan.success()])
         answers = self._result.answers
         scripts = self._result.team.by_hook()
@@ -157,9 +163,9 @@ class _Player:
 
     def _chosen(self, scenarios: Iterable[Scenario]) -> list[Scenario]:
         only = self._options.only
-        return [
-            each for each in scenarios if not only or any(fnmatch(each.name, pattern) for pattern in only)
-        ]
+        found = list(scenarios)
+        self._result.names += [each.name for each in found]
+        return [each for each in found if not only or any(fnmatch(each.name, pattern) for pattern in only)]
 
     def _kills(self, bases: Iterable[Played]) -> list[Scenario]:
         known: set[tuple[str, str]] = set()

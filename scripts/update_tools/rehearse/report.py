@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -126,15 +127,26 @@ def _update(update: Update) -> Json:
     }
 
 
+def printable(text: str) -> str:
+    """For people: names of files that are no UTF-8 with escapes."""
+    bytes_ = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", text)
+    return bytes_.encode(errors="backslashreplace").decode()
+
+
 def counts(rehearsal: Rehearsal) -> str:
     """How much was played, in words."""
     kinds = [played.scenario.kind for played in rehearsal.played]
     updates = sum(len(played.updates) for played in rehearsal.played)
     killed = sum(played.updates[0].is_killed for played in rehearsal.played)
-    words = [f"{len(kinds)} scenarios", f"{updates} updates", f"{kinds.count('failure')} ways to fail"]
+    words = [_many(len(kinds), "scenario"), _many(updates, "update")]
+    words.append(f"{_many(kinds.count('failure'), 'way')} to fail")
     if "kill" in kinds:
         words.append(f"{killed} kills and power cuts")
     return ", ".join(words) + f" in {rehearsal.seconds:.0f} s"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def show(rehearsal: Rehearsal, console: Console) -> None:
@@ -164,7 +176,7 @@ def show(rehearsal: Rehearsal, console: Console) -> None:
         console.print(counts(rehearsal))
     if len(rehearsal.findings):
         warnings = len(rehearsal.findings) - rehearsal.errors
-        console.print(f"{rehearsal.errors} error(s), {warnings} warning(s)")
+        console.print(f"{_many(rehearsal.errors, 'error')}, {_many(warnings, 'warning')}")
     else:
         console.print("[green]nothing wrong was found[/green]")
 

@@ -17,6 +17,7 @@ from update_agent.artifact import Reader
 from update_agent.errors import ArtifactError, UpdateError
 from update_agent.scripts import SUPPORTED_VERSIONS, parse_name
 from update_agent.states import ARTIFACT, ROOTFS, STATE_BY_NAME
+from update_tools import script_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,8 +55,7 @@ class Script:
     @property
     def interpreter(self) -> str:
         """What its first line names, with arguments; empty if it names nothing."""
-        line = self.data.split(b"\n", 1)[0]
-        return line[2:].strip().decode(errors="replace") if line.startswith(b"#!") else ""
+        return " ".join(script_text.interpreter(self.data))
 
 
 class Team:
@@ -76,11 +76,11 @@ class Team:
         self.conf = _conf(conf)
         self.root = _folder(root, "--root")
         self.hooks_from = _folder(hooks, "--hooks")
-        self.hooks = _files(self.hooks_from, "*.json") if self.hooks_from else {}
+        self.hooks = _hooks(self.hooks_from) if self.hooks_from else {}
         self.artifact_from = artifact
         self.header = _header(artifact) if artifact else None
         self.version: bytes | None = None
-        self.others: list[str] = []  # files that are none of ours
+        self.others: dict[str, str] = {}  # what is no script of ours, and why
         self.scripts: list[Script] = []
         self.not_in_artifact: list[Script] = []
         for path in scripts:
@@ -120,21 +120,23 @@ class Team:
         return table
 
     def _read_scripts(self, folder: Path) -> None:
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() or not path.exists():
-                self.others.append(path.name)
+        known = {script.name for script in (*self.scripts, *self.not_in_artifact)}
+        for path in _entries(folder):
+            why = _why_not(path)
+            if why:
+                self.others[path.name] = why
                 continue
             try:
                 data = path.read_bytes()
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror}") from error
+            if path.name in known:
+                raise InputError(f"{path.name} is in more than one of the folders", hint="a device has one")
             if path.name == "version":
                 self.version = data
                 continue
             parsed = parse_name(path.name)
-            if parsed is None:
-                self.others.append(path.name)
-                continue
+            assert parsed is not None
             origin = STATE_BY_NAME[parsed[0]].scripts
             script = Script(path.name, origin, data, path.stat().st_mode)
             if origin == ARTIFACT and self.header is not None:
@@ -147,7 +149,7 @@ class Team:
         """If nothing is executable these are files of a recipe, which installs them as programs."""
         if any(script.mode & 0o111 for script in self.scripts):
             return
-        self.others = [name for name in self.others if _NEARLY.match(name)]
+        self.others = {name: why for name, why in self.others.items() if _NEARLY.match(name)}
         for script in self.scripts:
             script.mode = 0o755
 
@@ -169,11 +171,34 @@ def _folder(path: Path | None, option: str) -> Path | None:
     return path
 
 
-def _files(folder: Path, pattern: str) -> dict[str, bytes]:
+def _entries(folder: Path) -> list[Path]:
     try:
-        return {path.name: path.read_bytes() for path in sorted(folder.glob(pattern)) if path.is_file()}
+        return sorted(folder.iterdir())
     except OSError as error:
-        raise InputError(f"cannot read {folder}: {error}") from error
+        raise InputError(f"cannot read {folder}: {error.strerror}") from error
+
+
+def _why_not(path: Path) -> str:
+    """Why the agent would not run a file as a state script; empty if it would, or if it is their version."""
+    if not path.is_file():
+        return "it is a folder" if path.is_dir() else "it is no plain file, or a link that leads nowhere"
+    if not path.name.isprintable():  # undecodable bytes as well, which an artifact cannot carry
+        return "its name must be printable UTF-8"
+    if path.name == "version" or parse_name(path.name) is not None:
+        return ""
+    nearly = "looks like a state script, but is not named as one"
+    return nearly if _NEARLY.match(path.name) else "no state script"
+
+
+def _hooks(folder: Path) -> dict[str, bytes]:
+    """Content by name; empty of what is no plain file, which the agent does not take for a hook either."""
+    paths = [path for path in _entries(folder) if path.name.endswith(".json")]
+    if not paths:
+        raise InputError(f"{folder} has no pause hooks", hint="files named as 10-night.json")
+    try:
+        return {path.name: path.read_bytes() if path.is_file() else b"" for path in paths}
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _header(path: Path) -> Header:
@@ -208,10 +233,7 @@ def check(team: Team, findings: Findings, has_program: Sequence[Path]) -> bool:
 
     `has_program`: the directories in which programs of the machine are, as roots.
     """
-    for name in team.others:
-        why = (
-            "looks like a state script, but is not named as one" if _NEARLY.match(name) else "no state script"
-        )
+    for name, why in team.others.items():
         findings.add("script-bad-name", name, why)
     for script in team.not_in_artifact:
         findings.add("script-unreachable", script.name, f"{team.artifact_from} does not contain it")
@@ -241,17 +263,18 @@ def _check_script(script: Script, findings: Findings, has_program: Sequence[Path
     if not script.data:
         findings.add("script-empty", script.name, "0 bytes")
     elif not script.data.startswith(b"\x7fELF"):
-        program = script.interpreter.split()[:1]
-        if not program:
+        words = script_text.interpreter(script.data)
+        if not words:
             findings.add("script-no-interpreter", script.name, "its first line is not #!PROGRAM")
-        elif script.data.split(b"\n", 1)[0].endswith(b"\r"):
-            findings.add("script-crlf", script.name, "its first line ends with CR LF")
-        elif not _is_there(program[0], has_program):
-            findings.add("script-no-interpreter", script.name, f"there is no program {program[0]}")
+        elif line := script_text.dos_line(script.data):
+            findings.add("script-crlf", script.name, f"line {line} ends with CR LF")
+        elif program := script_text.missing(words, lambda path: _is_there(path, has_program)):
+            findings.add("script-no-interpreter", script.name, f"there is no program {program}")
 
 
 def _is_there(program: str, roots: Sequence[Path]) -> bool:
-    return any(os.access(f"{root}/{program.lstrip('/')}", os.X_OK) for root in roots)
+    places = [f"{root}/{program.lstrip('/')}" for root in roots] if program.startswith("/") else []
+    return any(os.path.isfile(place) and os.access(place, os.X_OK) for place in places)
 
 
 def program_beside(team: Team, program: str) -> Path | None:
