@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from update_agent.fat16 import Fat16
+from update_tools.bench import layer, uboot
 from update_tools.bench.qemu import Board
 
 from .conftest import Images, NewBoard
@@ -228,6 +229,52 @@ def test_no_kernel_anywhere_says_so_and_starts_over(new_board: NewBoard, images:
     board.console.wait_for(r"U-Boot 20\d\d")
     board.console.wait_for("This board cannot start")
     assert state(board) == ("2", "0", "")
+
+
+def test_no_kernel_anywhere_during_a_trial_ends_it(new_board: NewBoard, images: Images) -> None:
+    board = new_board(slot_a=images("1", "no-kernel"))
+    board.boot_to_uboot()
+    trial = "; ".join(f"setenv {name} {value}" for name, value in TRIAL_OF_B.items())
+    board.console.uboot(f"{trial}; saveenv")
+    board.console.type("reset\n")
+    board.console.release()
+    board.console.wait_for("This board cannot start: no kernel starts from partition 2 or 3")
+    assert state(board) == ("2", "0", "partition 3: no kernel")
+
+
+def test_nonsense_in_the_environment_does_not_keep_the_board_from_starting(board: Board) -> None:
+    """A slot that is none, a limit that is no number, and a variable that is not there."""
+    set_env(board, mender_boot_part="7", mender_boot_part_hex="7", upgrade_available="1", bootlimit="many")
+    assert board.reboot().part == 2
+    assert state(board) == ("2", "0", "environment was lost: partition 2 by default")
+    assert board.read_env().values["bootlimit"] == "1"
+
+    set_env(
+        board, mender_boot_part_hex="c", upgrade_available="yes", altbootcmd="", bootlimit="", bootcount=""
+    )
+    assert board.reboot().part == 2
+    assert board.read_env().values["upgrade_available"] == "yes"  # which is not 1: no trial
+
+
+def test_a_slot_without_its_device_tree_goes_back_at_once(
+    new_board: NewBoard, images: Images, tmp_path: Path
+) -> None:
+    """A reset leaves the other slot's tree in memory, with which the new kernel must not start."""
+    board = new_board(slot_b=images("2"))
+    board.boot()
+    board.check(
+        "mount -o remount,rw / && cp /sys/firmware/fdt /boot/board.dtb && sync && mount -o remount,ro /"
+    )
+    set_env(board, fdt_addr_r="0x48000000")  # this board's U-Boot has none
+    board.power_cut()
+    values = {**layer.variables("virt64"), "UPDATE_DEVICETREE": "board.dtb"}
+    script = uboot.boot_script(values, tmp_path)
+    boot_partition = f"{board.disk}@@{board.layout.offset('BOOT')}"
+    subprocess.run(["mcopy", "-o", "-i", boot_partition, script, "::boot.scr"], check=True)
+    assert board.boot().part == 2
+    set_env(board, **TRIAL_OF_B)
+    assert board.reboot().part == 2
+    assert state(board) == ("2", "0", "partition 3: no device tree")
 
 
 def test_power_cut_while_the_other_slot_is_written(board: Board, images: Images) -> None:

@@ -160,8 +160,7 @@ def asked_for() -> set[str]:
     uses = (
         r"\$\{(UPDATE_\w+)\}",
         r"@@(UPDATE_\w+)@@",
-        r"getVar\(['\"](UPDATE_\w+)",
-        r"value\(['\"](UPDATE_\w+)",
+        r"(?:getVar|value|values\.get)\(['\"](UPDATE_\w+)",
     )
     return {name for path in files for use in uses for name in re.findall(use, path.read_text())}
 
