@@ -16,7 +16,7 @@ from update_agent.outcome import Outcome
 from update_agent.states import DAEMON_STEPS, MAX_SAVES, SAVED_AFTER_SUCCESS, Step, resume_after, state_of
 from update_agent.store import BusyError
 from update_agent.timers import ClockWatch, PollTimer
-from update_agent.update import Update, commit, from_text, installed
+from update_agent.update import COMMAND_KEY, Update, commit, from_text, installed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -281,9 +281,13 @@ class Daemon(Machine):
                 return None
             self.update.accept(message)
             self.log.info(f"Artifact {self.update.artifact_name}, payload {message['payload_type']}")
-            self.write_state(step.save_mid)
+            self.write_state(step.save_mid, also={COMMAND_KEY: None})
             return {}
 
+        if waiting := self.store.get(COMMAND_KEY):
+            from update_agent.waiting import give_way
+
+            give_way(waiting, self.context.bootloader, self.log)
         self.remote.download(self.update, installed(self.store), answer)
         return "ok" if self.update.payload_type else "nothing"
 

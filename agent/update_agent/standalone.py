@@ -10,7 +10,7 @@ from update_agent.lean import json
 from update_agent.log import tell
 from update_agent.machine import Context, Machine
 from update_agent.states import COMMIT_FROM, IN_STATE, ROLLBACK_NOT_FROM, STANDALONE_STEPS, Step
-from update_agent.update import Update, commit, from_text, installed
+from update_agent.update import COMMAND_KEY, Update, commit, from_text, installed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from update_agent.intake import Intake
 
 DONE, FAILED, NOTHING, REBOOT = 0, 1, 2, 4  # exit codes (config.md section 8)
-_KEY = "standalone-state"
 _VERSION = 2
 
 
@@ -52,7 +51,7 @@ class Standalone(Machine):
     @property
     def is_saved(self) -> bool:
         """An update is in progress, which a later command can go on with."""
-        return self.store.get(_KEY) is not None
+        return self.store.get(COMMAND_KEY) is not None
 
     def install(self, source: str) -> int:
         """Take an artifact in from a path or URL, and install it. It waits for commit if it can be undone."""
@@ -165,11 +164,11 @@ class Standalone(Machine):
             document["ArtifactTypeInfoProvides"] = update.provides
         if update.clears is not None:
             document["ArtifactClearsProvides"] = update.clears
-        self.store.write({_KEY: json.dumps(document, separators=(",", ":"))})
+        self.store.write({COMMAND_KEY: json.dumps(document, separators=(",", ":"))})
 
     def _load(self) -> bool:
         """Take over the saved update; False if there is none. Raises StoreError if it is damaged."""
-        text = self.store.get(_KEY)
+        text = self.store.get(COMMAND_KEY)
         if text is None:
             return False
         try:
@@ -254,7 +253,7 @@ class Standalone(Machine):
         changes: dict[str, str | None] = {}
         if not self._is_rolled_back:
             changes = commit(self.store, self.update, clean=not self._has_failed, with_provides=True)
-        self.store.write({**changes, _KEY: None})
+        self.store.write({**changes, COMMAND_KEY: None})
         return "ok"
 
 

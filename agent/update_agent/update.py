@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 VERSION = 2  # of the saved form (state-machine.md sections 7 and 11)
 INCONSISTENT = "_INCONSISTENT"
+COMMAND_KEY = "standalone-state"  # the store's key of an update of a command
 _REBOOT = {"": "", "Yes": "reboot-type-custom", "Automatic": "reboot-type-automatic", "No": ""}
 _ROLLBACK = {"": "", "Yes": "rollback-supported", "No": "rollback-not-supported"}
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +15,7 @@ from update_agent.log import Log
 from update_agent.store import Store
 from update_agent.update import Update
 from update_tools.conform.lab import Lab
+from update_tools.conform.peer import Peer
 
 GIVEN = {"supports_rollback": True, "needs_reboot": "No", "faults": []}
 
@@ -74,6 +77,65 @@ def test_a_saved_deployment_that_nobody_understands_is_in_nobody_s_way(lab: Lab)
     assert run(lab, "install", lab.path("artifact.mender")).returncode == 0
 
 
+def deployed(lab: Lab) -> list[str]:
+    """What happens on the device when the server has a deployment for it."""
+    before = len(lab.journal.trace())
+    peer = Peer(GIVEN, lab.journal, lab.artifact)
+    lab.configure(peer.url)
+    daemon = subprocess.Popen(lab.command("daemon"), env=lab.environment(), cwd=lab.root)
+    try:
+        peer.offer()
+        deadline = time.monotonic() + 60
+        while not lab.journal.has_ended() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        daemon.terminate()
+        daemon.wait(30)
+        peer.close()
+    return lab.journal.trace()[before:]
+
+
+def test_a_deployment_takes_the_place_of_an_update_that_waits(lab: Lab) -> None:
+    """There is one file tree: a commit that came later would not be of what was installed."""
+    assert run(lab, "install", lab.path("artifact.mender")).returncode == 0
+    assert deployed(lab)[-1] == "status:success"
+    assert "new, installed with a command and never committed, can no longer be" in told(lab)
+    assert run(lab, "commit").stdout == "No update in progress.\n"
+    assert run(lab, "show-artifact").stdout == "new\n"
+
+
+def test_a_deployment_that_comes_to_nothing_leaves_an_update_that_waits(lab: Lab) -> None:
+    assert run(lab, "install", lab.path("artifact.mender")).returncode == 0
+    lab.artifact = lab.artifact[:1000]
+    assert "status:failure" in deployed(lab)
+    assert run(lab, "commit").stdout == "Committed.\n"
+
+
+@pytest.mark.parametrize(("pending", "is_kept"), [("1", True), ("0", False)])
+def test_a_root_file_system_on_trial_is_decided_about_first(lab: Lab, pending: str, is_kept: bool) -> None:
+    for name, body in (("fw_printenv", f"echo upgrade_available={pending}"), ("fw_setenv", "exit 1")):
+        with open(lab.path(f"bin/{name}"), "w", encoding="utf-8") as file:
+            file.write(f"#!/bin/sh\n{body}\n")
+        os.chmod(lab.path(f"bin/{name}"), 0o755)
+    saved = {"ArtifactName": "r2", "PayloadTypes": ["rootfs-image"], "InState": "Before_ArtifactCommit_Enter"}
+    waits = json.dumps({"Version": 2, **saved})
+    Store(lab.store_dir, Log(level="error")).write({"standalone-state": waits})
+    trace = deployed(lab)
+    assert (lab.saved("standalone-state") == waits) is is_kept
+    if is_kept:
+        assert trace == [
+            *("status:downloading", "script:Download_Enter_00", "script:Download_Error_00"),
+            *("status:failure", "logs"),
+        ]
+        assert "Download: r2, installed with a command, is on trial (first make it permanent" in told(lab)
+    else:
+        assert trace[-1] == "status:success"
+
+
+def told(lab: Lab) -> str:
+    return "\n".join(lab.journal.lines())
+
+
 def test_the_reason_of_a_failure_is_told(lab: Lab) -> None:
     result = run(lab, "install", lab.path("absent.mender"))
     assert (result.returncode, result.stdout) == (
@@ -126,7 +188,6 @@ def test_a_bootstrap_artifact_that_cannot_be_deleted_is_told_of(lab: Lab) -> Non
     os.makedirs(lab.path("store/bootstrap.mender"))
     result = run(lab, "show-artifact")
     assert result.returncode == 1
-    told = "\n".join(lab.journal.lines())
-    assert f"cannot delete {lab.path('store/bootstrap.mender')}: Is a directory" in told
+    assert f"cannot delete {lab.path('store/bootstrap.mender')}: Is a directory" in told(lab)
     assert "Could not fulfill request: cannot install the bootstrap artifact" in result.stderr
     assert run(lab, "show-artifact").stdout == "unknown\n"
