@@ -44,7 +44,7 @@ if TYPE_CHECKING:
             """At the start of the agent: the program that reboots into another system, if that is to run."""
 
         def is_started_once(self) -> bool:
-            """The running system was started for this boot only, whatever is saved. Raises BootloaderError."""
+            """The running system was started for this boot only, whatever is saved; or BootloaderError."""
 
 
 _TIMEOUT_S = 60.0

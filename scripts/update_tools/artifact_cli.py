@@ -316,7 +316,7 @@ def _scripts(names: list[str]) -> list[Path]:
 
 
 def _pairs(items: list[str], option: str) -> dict[str, str]:
-    pairs = {}
+    pairs: dict[str, str] = {}
     for item in items:
         key, colon, value = item.partition(":")
         if not colon or not key:
