@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.layer.bitbake import MACHINES, ROOT
+from tests.layer.bitbake import MACHINES, ROOT, Build
 
 KAS = ROOT / "kas"
 BOARDS = sorted(path.stem for path in (KAS / "boards").glob("*.yml"))
@@ -71,6 +71,38 @@ def test_features_join(features: tuple[str, ...]) -> None:
     assert found["repos"] == plain["repos"]
     added = set(found["local_conf_header"]) - set(plain["local_conf_header"])
     assert added == {f"50-{name}" for name in features if name != "dev"}
+
+
+def test_overlays_are_joined_in_any_order() -> None:
+    overlays = ["kas/series/scarthgap.yml", *(f"kas/features/{name}.yml" for name in FEATURES)]
+    middle = [*overlays[3:], *overlays[:3]]
+    found = [
+        dump(":".join(["kas/boards/raspberrypi4-64.yml", *order]))
+        for order in (overlays, overlays[::-1], middle)
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0]["defaults"]["repos"]["branch"] == "scarthgap"
+
+
+@pytest.mark.parametrize("mirror", ["", "https://sources.example.com/"])
+def test_a_source_mirror_is_asked_first_when_there_is_one(tmp_path: Path, mirror: str) -> None:
+    """SOURCE_MIRROR_URL is what OE-core's own-mirrors reads; nothing does without it."""
+    layer = tmp_path / "meta-core"
+    for name, text in (
+        ("own-mirrors", 'PREMIRRORS = "git://.*/.* ${SOURCE_MIRROR_URL}"\n'),
+        ("rm_work", "\n"),
+    ):
+        (layer / "classes").mkdir(parents=True, exist_ok=True)
+        (layer / f"classes/{name}.bbclass").write_text(text)
+    (layer / "conf").mkdir()
+    (layer / "conf/layer.conf").write_text('BBPATH .= ":${LAYERDIR}"\n')
+    file = yaml.safe_load((KAS / "features/ci-cache.yml").read_text())
+    assert "SOURCE_MIRROR_URL" in file["env"]
+    conf = f'SOURCE_MIRROR_URL = "{mirror}"\n' + file["local_conf_header"]["50-ci-cache"]
+    build = Build(tmp_path / "build", conf=conf, more_layers=(layer,))
+    answer = build.ask(values=["PREMIRRORS"])
+    assert answer.get("failed") is None
+    assert (answer["values"]["PREMIRRORS"] or "") == (f"git://.*/.* {mirror}" if mirror else "")
 
 
 def test_both_series_pin_the_same_repositories() -> None:
