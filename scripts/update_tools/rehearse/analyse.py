@@ -158,6 +158,8 @@ def _check_failure(each: Played, number: int, run: Run, findings: Findings) -> N
         name = "fails-after-kill"
     else:
         name = "fails-when-repeated"
+    if name == "fails-when-repeated" and findings.has(run.name, "fails-on-failure-path"):
+        return  # the first time as well
     if name == "fails-after-kill" and findings.has(run.name, "fails-on-failure-path", "fails-when-repeated"):
         return  # it does so without a kill
     findings.add(name, run.name, what, each.scenario.name)

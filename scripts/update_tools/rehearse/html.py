@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _LEFT, _ROW, _TOP = 1000, 8, 22, 30
 _LEAST_WIDTH = 3.0
+_LETTER, _GAP = 7.0, 8.0  # of a label: width of a letter, and room beside its bar
 _APART = 80  # of two marks whose names do not meet
 _MARKS = {
     "boot": "boot",
@@ -146,12 +147,14 @@ class Timeline:
 
     def _bars(self) -> Iterator[Json]:
         ends: list[float] = []  # of the rows, in pixels
-        for run in self._runs:
+        for run, times, end_s in self._together():
             x = self._x(run.at_s)
-            width = max(_LEAST_WIDTH, self._x(run.at_s + run.seconds) - x)
-            label = f"{run.name}: {run.result}"
-            needed = width + 7.0 * len(label) + 14
-            is_left = x + needed > _WIDTH
+            width = max(_LEAST_WIDTH, self._x(end_s) - x)
+            whole = f"{run.name}: {run.result}" + (f", {times} times" if times > 1 else "")
+            room_left, room_right = x - _GAP, _WIDTH - x - width - _GAP
+            is_left = _LETTER * len(whole) > room_right and room_left > room_right
+            label = _shortened(whole, int((room_left if is_left else room_right) / _LETTER))
+            needed = width + _LETTER * len(label) + 14
             begin = x - (needed - width) if is_left else x
             row = next((row for row, end in enumerate(ends) if end < begin), len(ends))
             ends[row : row + 1] = [max(x + width, begin + needed)]
@@ -161,10 +164,22 @@ class Timeline:
                 "row": row,
                 "y": _TOP + _ROW * row,
                 "label": label,
+                "whole": whole,
                 "label_x": round(x - 5 if is_left else x + width + 5, 1),
                 "anchor": "end" if is_left else "start",
                 "look": look(run),
             }
+
+    def _together(self) -> Iterator[tuple[Run, int, float]]:
+        """Runs, those that wanted to be called again as one: how many, and when the last one ended."""
+        found: list[tuple[Run, int, float]] = []
+        for run in self._runs:
+            end_s = run.at_s + run.seconds
+            if found and look(run) == look(found[-1][0]) == "later" and run.name == found[-1][0].name:
+                found[-1] = (found[-1][0], found[-1][1] + 1, end_s)
+            else:
+                found.append((run, 1, end_s))
+        return iter(found)
 
     def _marks(self) -> Iterator[Json]:
         """Boots, kills and the like; one that is close to the next has a common name with it."""
@@ -179,16 +194,18 @@ class Timeline:
         return iter(found)
 
     def _lines(self) -> Iterator[Json]:
-        """A line of the table for each run; those that wanted to be called again are counted in one."""
-        lines: list[Json] = []
-        for run in self._runs:
-            last = lines[-1] if lines else None
-            if last is not None and look(run) == last["look"] == "later" and run.name == last["run"].name:
-                last["times"] += 1
-                continue
+        """A line of the table for each run, or for the runs that are shown as one."""
+        for run, times, _ in self._together():
             at_s = max(0.0, run.at_s - self._begin_s)
-            lines.append({"run": run, "at_s": at_s, "look": look(run), "times": 1})
-        return iter(lines)
+            yield {"run": run, "at_s": at_s, "look": look(run), "times": times}
+
+
+def _shortened(text: str, letters: int) -> str:
+    """Without what stands in the middle; the end, how it went, is kept."""
+    if len(text) <= letters:
+        return text
+    kept = max(letters - 1, 8)
+    return f"{text[: kept * 2 // 3]}…{text[-(kept - kept * 2 // 3) :]}"
 
 
 def look(run: Run) -> str:
