@@ -298,6 +298,18 @@ def test_first_environment(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "2\n"
 
 
+def test_a_boot_loader_with_another_name_for_its_environment_is_told(tmp_path: Path) -> None:
+    """With UBOOT_CONFIG, OE-core's U-Boot adds its type to the name."""
+    build = Build(tmp_path / "build")
+    deploy = tmp_path / "build/tmp/deploy/images/virt64"
+    deploy.mkdir(parents=True)
+    (deploy / "u-boot-initial-env-virt64-sd").write_text("bootcmd=boot\n")
+    answer = build.ask({"update-uboot-env": {"tasks": ["do_unpack", "do_compile"]}})
+    failed = answer["recipes"]["update-uboot-env"]["failed"]
+    assert "UPDATE_UBOOT_DEFAULT_ENV: no " in failed
+    assert "the boot loader deployed: u-boot-initial-env-virt64-sd" in failed
+
+
 @pytest.mark.skipif(not shutil.which("mkimage"), reason="mkimage is not installed")
 @pytest.mark.parametrize(("machine", "load"), [("raspberrypi5", "booti"), ("beaglebone-yocto", "bootz")])
 def test_boot_script(tmp_path: Path, machine: str, load: str) -> None:

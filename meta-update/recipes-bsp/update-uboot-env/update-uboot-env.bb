@@ -19,9 +19,13 @@ UPDATE_UBOOT_DEFAULT_ENV ??= "${DEPLOY_DIR_IMAGE}/u-boot-initial-env-${MACHINE}"
 do_compile[depends] += "virtual/bootloader:do_deploy"
 
 python update_overlay_environment() {
-    build = d.getVar("B")
+    import glob
+    build, default = d.getVar("B"), d.getVar("UPDATE_UBOOT_DEFAULT_ENV")
+    if not os.path.isfile(default):
+        there = sorted(os.path.basename(path) for path in glob.glob(os.path.dirname(default) + "/*initial-env*"))
+        bb.fatal("UPDATE_UBOOT_DEFAULT_ENV: no %s; the boot loader deployed: %s" % (default, " ".join(there) or "none"))
     texts = []
-    for path in (d.getVar("UPDATE_UBOOT_DEFAULT_ENV"), os.path.join(build, "update-env.txt")):
+    for path in (default, os.path.join(build, "update-env.txt")):
         with open(path, encoding="utf-8") as file:
             texts.append(file.read())
     with open(os.path.join(build, "environment.txt"), "w", encoding="utf-8") as file:
