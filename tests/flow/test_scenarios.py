@@ -180,6 +180,28 @@ def test_a_sync_script_that_fails_does_not_bring_its_poll_back_at_once(times: in
     scenarios.play({"id": "sync-enter", "mode": "daemon", "given": given, "expect": {"trace": trace}})
 
 
+def test_a_version_file_gets_bad_while_a_script_runs_also_if_that_fails() -> None:
+    given = {
+        "supports_rollback": False,
+        "needs_reboot": "No",
+        "faults": [{"at": "ArtifactInstall_Enter_00", "do": "fail"}],
+        "artifact_version_bad_after": "ArtifactInstall_Enter_00",
+    }
+    bad = "check:artifact_scripts_version=bad"
+    download = [
+        *(
+            "status:downloading",
+            "script:Download_Enter_00",
+            "module:ProvidePayloadFileSizes",
+            "module:Download",
+        ),
+        *("script:Download_Leave_00", "control:ArtifactInstall_Enter=continue", "status:installing"),
+    ]
+    failure = ["query:SupportsRollback", bad, "module:ArtifactFailure", bad, "module:Cleanup"]
+    trace = [*download, "script:ArtifactInstall_Enter_00", bad, *failure, "status:failure", "logs"]
+    scenarios.play({"id": "bad-version", "mode": "daemon", "given": given, "expect": {"trace": trace}})
+
+
 def test_a_scenario_that_makes_no_sense_fails_and_the_others_are_played(
     by_id: dict[str, Json], tmp_path: Path
 ) -> None:

@@ -259,17 +259,17 @@ class Lab:
         return data
 
     def _script(self, name: str) -> str:
-        """What a state script does; some make a version file bad when they are done."""
+        """What a state script does; some make a version file bad while they run, whatever comes of them."""
         parsed = parse_name(name)
         if parsed is None:
             raise UpdateError(f"extra script {name!r} is not a valid name", hint="use other_files for it")
-        text = f"step script {name}\n"
+        text = ""
         if name == self.given.get("artifact_version_bad_after"):
             # Before Download there is no such directory, and Download replaces it.
             text += 'if [ -d "$store/scripts" ]; then echo 99 >"$store/scripts/version"; fi\n'
         if self.given.get("bad_rootfs_version_at_commit") and parsed == ("ArtifactCommit", "Enter"):
             text += 'echo 99 >"$lab/conf/scripts/version"\n'
-        return text
+        return f"{text}step script {name}\n"
 
     def _faults(self) -> None:
         lines: dict[str, list[str]] = {}
