@@ -17,8 +17,14 @@ PACKAGE_ARCH = "${MACHINE_ARCH}"
 python () {
     if d.getVar("UPDATE_ENABLED") != "1":
         raise bb.parse.SkipRecipe('needs INHERIT += "update"')
-    names = sorted(update_layer.layout.documented())
-    d.appendVarFlag("do_compile", "vardeps", " " + " ".join(names + ["UPDATE_TEMPLATES"]))
+    # Another value of what a template names is another file; of anything else, not.
+    names = {"UPDATE_TEMPLATES"}
+    for pair in d.getVar("UPDATE_TEMPLATES").split():
+        if path := bb.utils.which(d.getVar("FILESPATH"), pair.partition(":")[0]):
+            bb.parse.mark_dependency(d, path)
+            with open(path, encoding="utf-8") as file:
+                names |= update_layer.template.names(file.read())
+    d.appendVarFlag("do_compile", "vardeps", " " + " ".join(sorted(names)))
 }
 
 do_configure[noexec] = "1"

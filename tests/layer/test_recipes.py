@@ -342,6 +342,24 @@ def test_a_line_that_u_boot_does_not_take_stops_the_build(tmp_path: Path) -> Non
     assert "CONFIG_BOOTCOUNT_ENV=y (.config has nothing)" in failed["failed"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "task", "fills"),
+    [
+        ("u-boot", "do_configure", {"UPDATE_UBOOT_ENV_OFFSET", "UPDATE_UBOOT_MMC", "UPDATE_UBOOT_FRAGMENTS"}),
+        ("update-boot-script", "do_compile", {"UPDATE_KERNEL", "UPDATE_BOOTARGS", "UPDATE_TEMPLATES"}),
+        ("update-uboot-env", "do_compile", {"UPDATE_BOOTLIMIT", "UPDATE_PART_A"}),
+    ],
+)
+def test_made_anew_for_what_is_filled_in_and_for_nothing_else(
+    tmp_path: Path, recipe: str, task: str, fills: set[str]
+) -> None:
+    """Each version of a product would build U-Boot again."""
+    answer = Build(tmp_path / "build").ask({recipe: {"flags": [f"{task}[vardeps"]}})
+    named = set(answer["recipes"][recipe]["flags"][f"{task}[vardeps"].split())
+    assert fills <= named
+    assert not named & {"UPDATE_ARTIFACT_NAME", "UPDATE_SERVER_URL", "UPDATE_TENANT_TOKEN"}
+
+
 def test_a_fragment_that_is_not_there_stops_the_build(tmp_path: Path) -> None:
     conf = INHERIT + 'UPDATE_UBOOT_FRAGMENTS = "update-env.cfg mine.cfg"\n'
     answer: dict[str, Any] = Build(tmp_path / "build", conf=conf).ask({"u-boot": {"tasks": TASKS}})

@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 _PLACEHOLDER = re.compile(r"@@([A-Z][A-Z0-9_]*)@@")
 
 
+def names(text: str) -> set[str]:
+    """The variables that fill a text."""
+    return set(_PLACEHOLDER.findall(text))
+
+
 def fill(text: str, value: Callable[[str], str | None], where: str) -> str:
     """The text with each @@NAME@@ replaced by value("NAME"). Raises ValueError naming what is not set."""
-    values = {name: value(name) for name in _PLACEHOLDER.findall(text)}
+    values = {name: value(name) for name in names(text)}
     missing = sorted(name for name, found in values.items() if found is None)
     if missing:
         raise ValueError(f"{where}: not set: {', '.join(missing)}")
