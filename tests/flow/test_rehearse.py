@@ -466,7 +466,7 @@ def test_names_stay_in_the_picture() -> None:
     for begin in range(1, 10):
         (bar,) = Timeline(update_of([(name, begin, begin + 0.5, 3)]), 1, is_disturbed=False).bars
         reach = 7 * len(bar["label"]) * (-1 if bar["anchor"] == "end" else 1)
-        assert 0 <= min(bar["label_x"], bar["label_x"] + reach)
+        assert min(bar["label_x"], bar["label_x"] + reach) >= 0
         assert max(bar["label_x"], bar["label_x"] + reach) <= 1000
         assert bar["label"].startswith("ArtifactInstall_Enter_10_")
         assert bar["label"].endswith(": 3")

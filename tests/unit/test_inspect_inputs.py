@@ -357,6 +357,21 @@ def test_on_a_terminal_no_line_is_longer(poor_card: Path, columns: int) -> None:
     assert child.exitstatus == 3
 
 
+def test_settings_are_shown_as_they_are_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = Card()
+    servers = [{"ServerURL": "https://one.example"}, {"ServerURL": "https://two.example"}]
+    card.config.update(
+        {"Servers": servers, "SkipVerify": False, "HttpsClient": {"Certificate": "/c", "Key": "/k"}}
+    )
+    main(["inspect", str(card.make(tmp_path))])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Servers https://one.example, https://two.example " in shown
+    assert "SkipVerify false " in shown
+    assert 'HttpsClient {"Certificate": "/c", "Key": "/k"} ' in shown
+
+
 def test_a_terminal_is_not_filled_with_the_same(tmp_path: Path) -> None:
     """Ten of a kind; a pipe gets all. Device trees of other boards are counted."""
     card = Card()

@@ -68,8 +68,8 @@ def test_help_and_wrong_usage(branch: str, word: str, code: int, capsys: pytest.
     assert bool(err) == (code == 2)
 
 
-# Words (P is the folder), and what the error must say. All are wrong input: 2, no traceback, no raw text of a
-# library.
+# Words (P is the folder, EMPTY none), and what the error must say. All are wrong input: 2, no traceback, no
+# raw text of a library.
 WRONG: dict[str, str] = {
     "": "",
     "no-such": "No such command",
@@ -120,6 +120,10 @@ WRONG: dict[str, str] = {
     "flash P/text": "no image of a card",
     "inspect": "IMAGE",
     "inspect P/none": "P/none",
+    "inspect EMPTY": "the path is empty",
+    "inspect footprint EMPTY": "the path is empty",
+    "rehearse --scripts EMPTY": "the path is empty",
+    "flash P/a.mender EMPTY": "the path is empty",
     "inspect P/text": "P/text",
     "rehearse": "",
     "rehearse --scripts P/none": "P/none",
@@ -151,7 +155,7 @@ def test_wrong_input(
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*.pem")}
     words = [word.replace("P", str(place), 1) if word[:1] == "P" else word for word in line.split()]
-    assert ota.main(words) == 2
+    assert ota.main(["" if word == "EMPTY" else word for word in words]) == 2
     out, err = capsys.readouterr()
     said = " ".join(err.split()).replace(str(place), "P")
     if not line or line in {"board", "artifact write"}:
@@ -346,3 +350,30 @@ def test_progress_on_a_terminal_and_silence_in_a_pipe(large: Path, place: Path, 
         terminal.expect_exact("MB")
         terminal.expect(pexpect.EOF)
         assert terminal.wait() == 0, words
+
+
+def test_a_long_inspection_tells_that_it_goes_on(place: Path) -> None:
+    program = PROGRAM.replace(
+        "import sys;", "import sys; import update_tools.inspect.cli as cli; cli._SHOWN_AFTER_S = 0.0;"
+    )
+    terminal = pexpect.spawn(
+        sys.executable, ["-c", program, "inspect", str(place / "folder")], env=ENV, timeout=60
+    )
+    terminal.expect_exact("looking into")
+    terminal.expect(pexpect.EOF)
+    assert terminal.wait() == 3
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(closed: str, place: Path) -> None:
+    """As cron and some services start programs."""
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", PROGRAM]
+    for words in (
+        ["inspect", str(place / "folder")],
+        ["flash", "--list"],
+        ["artifact", "read", str(place / "a.mender")],
+    ):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=ENV)
+        assert done.returncode == (3 if words[0] == "inspect" else 0), words
+        assert done.stderr == ""
+        assert bool(done.stdout) == (">&-" not in closed.split())

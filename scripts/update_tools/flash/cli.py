@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from update_tools.given_path import given_path
 from update_tools.inspect.units import mib
 
 from . import bmap, devices, plan, refuse, show, source, target, wifi, writer
@@ -80,30 +81,56 @@ def parser() -> argparse.ArgumentParser:
         prog="ota flash", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = root.add_argument
-    add("image", metavar="IMAGE", nargs="?", type=Path, help="image of a card")
-    add("device", metavar="DEVICE", nargs="?", type=Path, help="whole medium, as /dev/sdX or /dev/mmcblkX")
+    add("image", metavar="IMAGE", nargs="?", type=given_path, help="image of a card")
+    add(
+        "device",
+        metavar="DEVICE",
+        nargs="?",
+        type=given_path,
+        help="whole medium, as /dev/sdX or /dev/mmcblkX",
+    )
     add("--list", action="store_true", help="list removable media: size, model, what is on them")
-    add("--to-file", metavar="FILE", type=Path, help="write to a file instead: the card of a virtual board")
+    add(
+        "--to-file",
+        metavar="FILE",
+        type=given_path,
+        help="write to a file instead: the card of a virtual board",
+    )
     add("-y", "--yes", action="store_true", help="do not ask; DEVICE must be given")
-    add("--bmap", metavar="FILE", type=Path, help="block map; default: the one beside the image")
+    add("--bmap", metavar="FILE", type=given_path, help="block map; default: the one beside the image")
     add("--no-bmap", action="store_true", help="write every block")
     add("--json", action="store_true", help="say it as one JSON document")
     group = root.add_argument_group("for this device, into the data partition")
     add = group.add_argument
     add("--device-type", metavar="NAME", default="", help="what the device calls itself")
     add("--server-url", metavar="URL", default="", help="update server; the image must not name one")
-    add("--server-certificate", metavar="FILE", type=Path, help="certificate (PEM) the server is known by")
+    add(
+        "--server-certificate",
+        metavar="FILE",
+        type=given_path,
+        help="certificate (PEM) the server is known by",
+    )
     add(
         "--tenant-token",
         metavar="FILE",
-        type=Path,
+        type=given_path,
         help="file with the token of the tenant at a hosted server",
     )
-    add("--device-key", metavar="FILE", type=Path, help="private key (PEM) that the server accepted before")
-    add("--host-keys", metavar="DIR", type=Path, help="SSH host keys, named as OpenSSH or dropbear name them")
+    add(
+        "--device-key",
+        metavar="FILE",
+        type=given_path,
+        help="private key (PEM) that the server accepted before",
+    )
+    add(
+        "--host-keys",
+        metavar="DIR",
+        type=given_path,
+        help="SSH host keys, named as OpenSSH or dropbear name them",
+    )
     add("--wifi", metavar="SSID", default="", help="Wi-Fi network; its password is asked for")
     text = f"file with its password; or {wifi.VARIABLE} in the environment"
-    add("--wifi-password-file", metavar="FILE", type=Path, help=text)
+    add("--wifi-password-file", metavar="FILE", type=given_path, help=text)
     add("--wifi-open", action="store_true", help="the network has no password")
     add("--wifi-country", metavar="CC", default="", help="where it is: two letters; 5 GHz needs it")
     return root

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from update_tools.given_path import given_path
+
 from . import (
     agent_config,
     artifact,
@@ -29,6 +31,7 @@ from .findings import CATALOGUE, Findings
 from .report import document, show
 from .source import Opener
 from .subject import finish, look
+from .units import mib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 EXIT_FOUND = 3
 SCHEMA = Path(__file__).with_name("report.schema.json")
 _WIDTH_PIPED = 160
-_SHOWN_FROM_BYTES = 32 << 20  # what is unpacked in less than a second
+_SHOWN_AFTER_S = 1.0
 
 SECTIONS: tuple[tuple[str, Callable[[Subject], dict[str, object] | None]], ...] = (
     ("artifact", artifact.section),
@@ -88,7 +91,7 @@ def run(words: list[str]) -> int:
         return 0
     if options.path is None:
         parser().error("IMAGE, DIRECTORY or ARTIFACT is missing")
-    with _progress() as advance, Opener(progress=advance) as opener:
+    with _progress(options.path.name) as advance, Opener(progress=advance) as opener:
         report = inspect(
             options.path,
             opener,
@@ -125,8 +128,8 @@ def parser() -> argparse.ArgumentParser:
         prog="ota inspect", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = root.add_argument
-    add("path", metavar="IMAGE|DIRECTORY|ARTIFACT", nargs="?", type=Path, help="what to look into")
-    add("--artifact", metavar="FILE", type=Path, help="artifact that shall fit the image")
+    add("path", metavar="IMAGE|DIRECTORY|ARTIFACT", nargs="?", type=given_path, help="what to look into")
+    add("--artifact", metavar="FILE", type=given_path, help="artifact that shall fit the image")
     add("-m", "--machine", default="", help="machine of the layer; default: the image's device type")
     add("--arch", default="", help=f"architecture: {', '.join(boards.ARCHITECTURES)}")
     add("--compatible", default="", metavar="TEXT", help="what /compatible of its device tree begins with")
@@ -172,24 +175,34 @@ def _list() -> int:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int], object]]:
-    """Shows how much was unpacked, on a terminal, while that goes on."""
+def _progress(name: str) -> Iterator[Callable[[int], object]]:
+    """Shows on a terminal, as soon as it takes a while, that it goes on, and how much was unpacked."""
     if not sys.stderr.isatty():
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import FileSizeColumn, Progress, TextColumn, TransferSpeedColumn
+    import threading
 
-    columns = (TextColumn("unpacked"), FileSizeColumn(), TransferSpeedColumn())
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("unpacking", total=None)
+    looking = f"looking into {escape(name)}"
+    task = bar.add_task(looking, total=None)
+    unpacked = 0
 
     def advance(count: int) -> None:
-        bar.update(task, advance=count)
-        if bar.tasks[0].completed > _SHOWN_FROM_BYTES:
-            bar.start()  # a second start is none
+        nonlocal unpacked
+        unpacked += count
+        bar.update(task, description=f"{looking}, {mib(unpacked)} unpacked")
 
+    timer = threading.Timer(_SHOWN_AFTER_S, bar.start)
+    timer.daemon = True
+    timer.start()
     try:
         yield advance
     finally:
+        timer.cancel()
+        timer.join()
         bar.stop()

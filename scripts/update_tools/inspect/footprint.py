@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from update_tools import python_packages
 from update_tools.bench.layer import REPOSITORY, packages
+from update_tools.given_path import given_path
 
 from .findings import Findings
 from .source import Opener
@@ -61,9 +62,15 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = root.add_argument
-    add("path", metavar="ROOTFS", type=Path, help="directory or image (.ext4, .wic, .mender)")
-    add("--without", metavar="ROOTFS", type=Path, help="the same image without the agent")
-    add("--budget", metavar="FILE", type=Path, default=BUDGET, help="limits; default: agent/footprint.toml")
+    add("path", metavar="ROOTFS", type=given_path, help="directory or image (.ext4, .wic, .mender)")
+    add("--without", metavar="ROOTFS", type=given_path, help="the same image without the agent")
+    add(
+        "--budget",
+        metavar="FILE",
+        type=given_path,
+        default=BUDGET,
+        help="limits; default: agent/footprint.toml",
+    )
     add("--json", action="store_true", help="one JSON document")
     return root
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -229,8 +230,17 @@ def _agent(section: Mapping[str, Any]) -> Iterable[Table]:
     _row(table, "program", ", ".join(section["programs"]) or "none")
     _row(table, "device type", section["device_type"] or "not set")
     for name, value in section["settings"].items():
-        _row(table, name, value)
+        _row(table, name, _setting(value))
     yield table
+
+
+def _setting(value: object) -> str:
+    """As mender.conf has it; of a list of servers their addresses."""
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value))
+    if isinstance(value, dict):
+        return _setting(*value.values()) if len(value) == 1 else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _artifact(section: Mapping[str, Any]) -> Iterable[Table]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from update_agent.hooks import load as load_hooks
+from update_tools.given_path import given_path
 from update_tools.rehearse.findings import CATALOGUE
 from update_tools.rehearse.rehearsal import CLOCK, PATIENCE_S, Options, rehearse
 from update_tools.rehearse.team import InputError, Team
@@ -194,25 +195,28 @@ def parser() -> argparse.ArgumentParser:
     given(
         "--scripts",
         metavar="DIR",
-        type=Path,
+        type=given_path,
         action="append",
         default=[],
         help="state scripts, of the image and of the artifact; may be given again",
     )
     given(
-        "--hooks", metavar="DIR", type=Path, help="pause hooks (NN-name.json); their programs may lie beside"
+        "--hooks",
+        metavar="DIR",
+        type=given_path,
+        help="pause hooks (NN-name.json); their programs may lie beside",
     )
     given(
         "--artifact",
         metavar="FILE",
-        type=Path,
+        type=given_path,
         help="the artifact: its own scripts count; a root file system is replaced by a small one",
     )
-    given("--conf", metavar="FILE", type=Path, help="the product's mender.conf, for its time limits")
+    given("--conf", metavar="FILE", type=given_path, help="the product's mender.conf, for its time limits")
     given(
         "--root",
         metavar="DIR",
-        type=Path,
+        type=given_path,
         help="more files of the device that scripts need, by their paths there",
     )
     how = root.add_argument_group("how").add_argument
@@ -261,7 +265,7 @@ def parser() -> argparse.ArgumentParser:
         help="on a virtual board instead (minutes): fewer scenarios, all of it real",
     )
     out = root.add_argument_group("what comes of it").add_argument
-    out("--html", metavar="FILE", type=Path, help="write a report with timelines, one file")
+    out("--html", metavar="FILE", type=given_path, help="write a report with timelines, one file")
     out("--json", action="store_true", help="print one JSON document with all details")
     out("--strict", action="store_true", help="warnings count as errors")
     out("--list", action="store_true", help="list everything that can be found")
