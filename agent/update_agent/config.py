@@ -64,7 +64,8 @@ KEYS: tuple[tuple[str, str, object, str], ...] = (
     ("OutcomeSurvivesRestart", "bool", True, "outcome_survives_restart"),
     # Ours. Members of this group may use the control socket, beside root.
     ("ControlGroup", "text", "", "control_group"),
-    # Ours. What one run of a state script may add to the logs; an upload has at least its last 10 KiB.
+    # Ours. What one run of a state script, or call of an update module, may add to the logs; an upload has at
+    # least its last 10 KiB.
     ("ScriptOutputLimitBytes", "bytes", 256 << 10, "script_output_limit_bytes"),
     # Ours. First wait of every backoff, its unit, and the least cap for reports and map refreshes.
     ("RetryFirstIntervalSeconds", "seconds", 60, "retry_first_interval_s"),

@@ -31,8 +31,18 @@ _COPY_BYTES = 1 << 18
 class ExternalModule:
     """One update module and its file tree."""
 
-    def __init__(self, path: str, tree: Tree, timeout_s: float, log: Log, wait: Wait = plain_wait) -> None:
+    def __init__(
+        self,
+        path: str,
+        tree: Tree,
+        timeout_s: float,
+        log: Log,
+        wait: Wait = plain_wait,
+        *,
+        output_limit_bytes: int | None = None,
+    ) -> None:
         self._path = path
+        self._output_limit_bytes = output_limit_bytes
         self._tree = tree
         self._timeout_s = timeout_s
         self._log = log
@@ -134,7 +144,7 @@ class ExternalModule:
             )
 
     def _run(self, name: str, wait: Wait) -> Result:
-        lines = OutputLines(self._log, MODULE)
+        lines = OutputLines(self._log, MODULE, limit_bytes=self._output_limit_bytes)
         try:
             return run(
                 self._argv(name),

@@ -99,7 +99,14 @@ def find(payload_type: str, config: Config, log: Log, bootloader: Bootloader, wa
             f"Update Module not found for given artifact type: {path} is not an executable file",
             hint=f"does the image contain the update module {payload_type}?",
         )
-    return ExternalModule(path, Tree(config.tree_dir()), config.module_timeout_s, log, wait)
+    return ExternalModule(
+        path,
+        Tree(config.tree_dir()),
+        config.module_timeout_s,
+        log,
+        wait,
+        output_limit_bytes=config.script_output_limit_bytes,
+    )
 
 
 class Tree:

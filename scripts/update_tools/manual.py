@@ -92,8 +92,9 @@ OWN_KEYS = {
     " device restarts before that; other clients then report a failure.",
     "PauseSurvivesRestart": "Whether an update that was paused is paused again after a restart.",
     "RetryFirstIntervalSeconds": "First wait of every series of retries.",
-    "ScriptOutputLimitBytes": "What one run of a state script may add to the logs."
-    " A log that is too large for the server is sent with at least the last 10 KiB of each script.",
+    "ScriptOutputLimitBytes": "What one run of a state script, or one call of an update module, may add to"
+    " the logs; of what is more only the end is kept. A log that is too large for the server is sent with at"
+    " least the last 10 KiB of each.",
 }
 
 ENVIRONMENT = {

@@ -65,7 +65,31 @@ def test_the_limit_counts_both_streams_and_is_told_once() -> None:
         "(stdout): 12345",
         "(stderr): 6789",
         "(stderr): [output truncated after 10 bytes]",
+        # the end of each is what a program says last
+        "(stdout): more",
+        "(stderr): abc",
+        "(stderr): more",
     ]
+
+
+def test_of_what_is_left_out_the_end_is_told() -> None:
+    noise = b"".join(b"step %d\n" % number for number in range(100_000))
+    lines = logged([("stdout", noise), ("stderr", b"error: no such thing\n"), ("stdout", noise)], 10_000)
+    truncated = lines.index("(stdout): [output truncated after 10000 bytes]")
+    assert sum(len(line) - 9 for line in lines[:truncated]) == 10_000
+    tail = lines[truncated + 1 :]
+    assert tail[-2:] == ["(stdout): step 99999", "(stderr): error: no such thing"]
+    assert 1500 < sum(len(line) - 9 for line in tail) < 3000
+    assert all(line.startswith("(stdout): step 99") for line in tail[:-1])
+
+
+def test_very_many_short_lines_have_a_limit_of_their_own() -> None:
+    """An entry of the log is a hundred times as long as an empty line."""
+    lines = logged([("stdout", b"y\n" * 200_000)], 256 << 10)
+    assert lines.index("(stdout): [output truncated after 10240 lines]") == 10240
+    assert len(lines) < 12_000
+    assert logged([("stdout", b"y\n" * 10240)], 256 << 10) == ["(stdout): y"] * 10240
+    assert len(logged([("stdout", b"y\n" * 20_000)])) == 20_000
 
 
 def test_exactly_the_limit_is_not_truncated() -> None:
