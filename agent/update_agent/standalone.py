@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DONE, FAILED, NOTHING, REBOOT = 0, 1, 2, 4  # exit codes (config.md section 8)
 _VERSION = 2
+_ANEW = "install an artifact anew"
 
 
 class Standalone(Machine):
@@ -55,7 +56,7 @@ class Standalone(Machine):
 
     def install(self, source: str) -> int:
         """Take an artifact in from a path or URL, and install it. It waits for commit if it can be undone."""
-        if self.is_saved:
+        if self._is_understood():
             self.flags |= {"Failed", "NoRollbackNecessary"}
             self.failed("Update already in progress. Please commit or roll back first")
             return FAILED
@@ -65,6 +66,14 @@ class Standalone(Machine):
             return FAILED
         self.update = Update(uri=source)
         return self._run("prepare")
+
+    def _is_understood(self) -> bool:
+        """An update is saved, and a command could go on with it. What no command can is in nobody's way."""
+        try:
+            return self._load()
+        except StoreError as error:
+            self.log.error(f"Cannot go on with the saved update: {error}")
+            return False
 
     def _is_deployment_saved(self) -> bool:
         """True if the daemon was interrupted in a deployment: the file tree of the module is that one's."""
@@ -175,7 +184,8 @@ class Standalone(Machine):
             document = json.loads(text)
             if document["Version"] not in {1, _VERSION}:
                 raise StoreError(
-                    f"the saved update has version {document['Version']}, this agent knows {_VERSION}"
+                    f"the saved update has version {document['Version']}, this agent knows {_VERSION}",
+                    hint=_ANEW,
                 )
             update = Update()
             update.artifact_name = str(document["ArtifactName"])
@@ -185,9 +195,9 @@ class Standalone(Machine):
             update.clears = document.get("ArtifactClearsProvides")
             in_state = document.get("InState", "") if document["Version"] == _VERSION else COMMIT_FROM[0]
             if in_state not in IN_STATE:
-                raise StoreError(f"the saved update is in the unknown state {in_state!r}")
+                raise StoreError(f"the saved update is in the unknown state {in_state!r}", hint=_ANEW)
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise StoreError(f"the saved update cannot be understood: {error!r}") from error
+            raise StoreError(f"the saved update cannot be understood: {error!r}", hint=_ANEW) from error
         self.update = update
         self._in_state = in_state
         self._has_failed = document.get("Failed") is True

@@ -77,6 +77,20 @@ def test_a_saved_deployment_that_nobody_understands_is_in_nobody_s_way(lab: Lab)
     assert run(lab, "install", lab.path("artifact.mender")).returncode == 0
 
 
+@pytest.mark.parametrize("saved", ['{"Version":3}', '{"Version":2,"PayloadTypes":[]}', "[]", "nonsense"])
+def test_a_saved_update_that_nobody_understands_is_in_nobody_s_way(lab: Lab, saved: str) -> None:
+    """It may be of a newer agent, before the system was rolled back."""
+    Store(lab.store_dir, Log(level="error")).write({"standalone-state": saved})
+    for verb in ("commit", "rollback", "resume"):
+        refused = run(lab, verb)
+        assert refused.returncode == 1
+        assert "Could not fulfill request: the saved update" in refused.stderr
+        assert "install an artifact anew" in refused.stderr
+    assert run(lab, "install", lab.path("artifact.mender")).returncode == 0
+    assert "Cannot go on with the saved update" in told(lab)
+    assert run(lab, "commit").stdout == "Committed.\n"
+
+
 def deployed(lab: Lab) -> list[str]:
     """What happens on the device when the server has a deployment for it."""
     before = len(lab.journal.trace())
