@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from update_agent.loop import Wait
 
 _CHUNK = 1 << 16
+# Signals that Python ignores or we handle; programs get them as they are.
+_OURS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 
 
 class Result:
@@ -70,7 +72,7 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stdio: 
             dict(env),
             file_actions=actions,
             setpgroup=0,
-            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
+            setsigdef=_OURS,
             setsigmask=[],
         )
     except (OSError, ValueError) as error:  # ValueError: a NUL in arguments or environment

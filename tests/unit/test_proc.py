@@ -91,10 +91,11 @@ def test_output_is_cut() -> None:
 
 
 def test_signals_are_as_a_program_expects_them() -> None:
-    # Python ignores SIGPIPE; a shell pipeline depends on it.
+    # Python ignores these two; a shell pipeline depends on the first, `ulimit -f` on the other.
     _, stdout, _ = proc.output(["cat", "/proc/self/status"], timeout_s=FOREVER_S)
     masks = dict(line.split(":\t") for line in stdout.decode().splitlines() if line.startswith("Sig"))
-    assert not int(masks["SigIgn"], 16) & 1 << (signal.SIGPIPE - 1)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        assert not int(masks["SigIgn"], 16) & 1 << (number - 1)
     assert int(masks["SigBlk"], 16) == 0
 
 
