@@ -60,7 +60,7 @@ KEYS: tuple[tuple[str, str, object, str], ...] = (
     # Ours. True: a pause survives a restart (see agent/README.md); False: exactly as client 3.5 does.
     ("PauseSurvivesRestart", "bool", True, "pause_survives_restart"),
     # Ours. True: a success is reported as one also when the device restarts before that; False: as a failure
-    # then, which is what both clients do.
+    # then, which is what both clients do. Likewise whether a rollback with a script that failed stays failed.
     ("OutcomeSurvivesRestart", "bool", True, "outcome_survives_restart"),
     # Ours. Members of this group may use the control socket, beside root.
     ("ControlGroup", "text", "", "control_group"),

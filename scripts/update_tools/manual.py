@@ -89,7 +89,8 @@ OWN_KEYS = {
     " and 5. Not set: `tryboot` if `AutobootPart` is set and there is no /etc/fw_env.config, else `uboot`.",
     "ControlGroup": "Members of this group, beside root, may use the control socket.",
     "OutcomeSurvivesRestart": "Whether an update that has succeeded is still reported as a success when the"
-    " device restarts before that; other clients then report a failure.",
+    " device restarts before that, and a rollback in which a script failed as inconsistent; other clients"
+    " then report a failure, and a clean rollback.",
     "PauseSurvivesRestart": "Whether an update that was paused is paused again after a restart.",
     "RetryFirstIntervalSeconds": "First wait of every series of retries.",
     "ScriptOutputLimitBytes": "What one run of a state script, or one call of an update module, may add to"

@@ -202,6 +202,25 @@ def test_a_version_file_gets_bad_while_a_script_runs_also_if_that_fails() -> Non
     scenarios.play({"id": "bad-version", "mode": "daemon", "given": given, "expect": {"trace": trace}})
 
 
+@pytest.mark.parametrize(
+    ("config", "name"), [({}, "old"), ({"OutcomeSurvivesRestart": True}, "inconsistent")]
+)
+def test_a_failed_rollback_script_is_forgotten_in_a_restart_only_where_the_clients_do(
+    config: Json, name: str
+) -> None:
+    given = {
+        "supports_rollback": True,
+        "needs_reboot": "No",
+        "faults": [
+            {"at": "ArtifactInstall", "do": "fail"},
+            {"at": "ArtifactRollback_Enter_00", "do": "fail"},
+            {"at": "ArtifactFailure", "do": "kill"},
+        ],
+        "config": config,
+    }
+    scenarios.play({"id": "forgotten", "mode": "daemon", "given": given, "expect": {"artifact_name": name}})
+
+
 def test_a_scenario_that_makes_no_sense_fails_and_the_others_are_played(
     by_id: dict[str, Json], tmp_path: Path
 ) -> None:
