@@ -367,6 +367,23 @@ def test_other_words(card: Path, device: Path, tmp_path: Path, capsys: pytest.Ca
     assert digest(device) == before
 
 
+def test_what_is_given_is_not_overwritten(
+    mapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even with --yes: the block map, that is beside the image too, and what is put into the card."""
+    token, beside = tmp_path / "token", Path(f"{mapped}.bmap")
+    token.write_text("secret")
+    (tmp_path / "link").symlink_to(token)
+    before = beside.read_text()
+    for words, name in (
+        (["--to-file", beside], "bmap"),
+        (["--to-file", token, "--tenant-token", tmp_path / "link"], "tenant-token"),
+    ):
+        assert flash(mapped, *words, "--yes") == 2
+        assert f"would be overwritten: it is given as --{name}" in said(capsys)
+    assert (token.read_text(), beside.read_text()) == ("secret", before)
+
+
 # What goes wrong in the middle. The medium must not boot afterwards, and starting over must help.
 
 

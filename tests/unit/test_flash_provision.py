@@ -300,6 +300,7 @@ def test_what_cannot_be_meant(
     (tmp_path / "two").write_text("two words")
     (tmp_path / "empty").write_text("")
     (tmp_path / "short").write_text("short")
+    (tmp_path / "bytes").write_bytes(b"p\xe4ssword")
     table: list[tuple[list[object], str]] = [
         (["--device-type", "two words"], "is no device type"),
         (["--device-type", "a\nb"], "is no device type"),
@@ -316,6 +317,12 @@ def test_what_cannot_be_meant(
         (["--wifi", "x", "--wifi-open", "--wifi-country", "de"], "is no country"),
         (["--wifi", "x", "--wifi-password-file", tmp_path / "short"], "cannot be one"),
         (["--wifi", "x", "--wifi-password-file", tmp_path / "empty"], "--wifi-open if the network has none"),
+        (
+            ["--wifi", "x", "--wifi-password-file", tmp_path / "none"],
+            f"{tmp_path}/none: No such file or directory",
+        ),
+        (["--wifi", "x", "--wifi-password-file", tmp_path / "bytes"], "is no text in UTF-8"),
+        (["--wifi", "x", "--wifi-open", "--wifi-password-file", tmp_path / "two"], "one of them"),
         (["--wifi", "x"], "the password of Wi-Fi 'x' is missing"),
         (["--wifi-country", "DE"], "--wifi SSID is missing"),
     ]
@@ -357,6 +364,7 @@ def test_networks() -> None:
     text = wifi.configuration("raw key", key)
     assert f"psk={key.lower()}\n" in text
     assert "SAE" not in text
+    assert "ssid=6bff\n" in wifi.configuration(os.fsdecode(b"k\xff"), ""), "a name need not be text"
     assert 'psk="' + PASSWORD + '"\n' in wifi.configuration("words", PASSWORD)
     for bad in ("seven77", "x" * 65, "ümläute!!", "line\nbreak"):
         with pytest.raises(FlashError, match="cannot be one"):

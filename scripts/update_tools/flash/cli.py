@@ -161,6 +161,8 @@ def _wanted(options: argparse.Namespace) -> Provision:
     if options.host_keys:
         wanted.host_keys = provision.host_keys(options.host_keys)
     if options.wifi:
+        if options.wifi_open and options.wifi_password_file:
+            raise FlashError("--wifi-open and --wifi-password-file: one of them")
         secret = "" if options.wifi_open else wifi.password(options.wifi, options.wifi_password_file)
         if not secret and not options.wifi_open:
             raise FlashError("the Wi-Fi password is empty", hint="--wifi-open if the network has none")
@@ -241,6 +243,12 @@ def _to_file(options: argparse.Namespace, image: Image, needed: int) -> Callable
     path: Path = options.to_file
     if path.exists() and path.samefile(image.path):
         raise FlashError(f"{path} is the image itself")
+    if path.is_file():
+        given = {name: value for name, value in vars(options).items() if isinstance(value, Path)}
+        given["bmap"] = options.bmap or bmap.beside(options.image) or options.image
+        for name, other in given.items():
+            if name != "to_file" and other.is_file() and path.samefile(other):
+                raise FlashError(f"{path} would be overwritten: it is given as --{name.replace('_', '-')}")
     if path.is_file() and path.stat().st_size and not options.yes:
         _agree(f"Overwrite {path}?", [f"{path}: a file of {mib(path.stat().st_size)}"])
     return lambda: target.open_file(path, needed)

@@ -22,7 +22,7 @@ def configuration(ssid: str, password: str, country: str = "") -> str:
 
     A password of 64 hexadecimal digits is the key itself. Raises FlashError for what no network can have.
     """
-    name = ssid.encode()
+    name = os.fsencode(ssid)  # the bytes that were typed: a network's name need not be text
     if not 1 <= len(name) <= 32:
         raise FlashError(f"--wifi: a network's name has 1 to 32 bytes, not {len(name)}")
     if country and not re.fullmatch("[A-Z]{2}", country):
@@ -48,8 +48,12 @@ def password(ssid: str, file: Path | None) -> str:
     if file is not None:
         try:
             return file.read_text().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FlashError(f"cannot read the Wi-Fi password from {file}: {error}") from error
+        except OSError as error:
+            raise FlashError(f"cannot read the Wi-Fi password from {file}: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise FlashError(
+                f"the Wi-Fi password in {file} is no text in UTF-8"
+            ) from None  # says no byte of it
     if VARIABLE in os.environ:
         return os.environ[VARIABLE]
     if not sys.stdin.isatty():
