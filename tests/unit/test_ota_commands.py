@@ -121,6 +121,7 @@ WRONG: dict[str, str] = {
     "inspect": "IMAGE",
     "inspect P/none": "P/none",
     "inspect EMPTY": "the path is empty",
+    "inspect footprint P --budget P/none": "cannot read the budget P/none: No such file or directory",
     "inspect footprint EMPTY": "the path is empty",
     "rehearse --scripts EMPTY": "the path is empty",
     "flash P/a.mender EMPTY": "the path is empty",
@@ -354,7 +355,8 @@ def test_progress_on_a_terminal_and_silence_in_a_pipe(large: Path, place: Path, 
 
 def test_a_long_inspection_tells_that_it_goes_on(place: Path) -> None:
     program = PROGRAM.replace(
-        "import sys;", "import sys; import update_tools.inspect.cli as cli; cli._SHOWN_AFTER_S = 0.0;"
+        "import sys;",
+        "import sys; import update_tools.inspect.terminal as it; it._SHOWN_AFTER_S = 0.0;",
     )
     terminal = pexpect.spawn(
         sys.executable, ["-c", program, "inspect", str(place / "folder")], env=ENV, timeout=60

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +22,7 @@ from . import (
     partitions,
     scripts_hooks,
     secrets,
+    terminal,
     tryboot,
     uboot_env,
 )
@@ -31,17 +30,12 @@ from .findings import CATALOGUE, Findings
 from .report import document, show
 from .source import Opener
 from .subject import finish, look
-from .units import mib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .subject import Subject
 
 EXIT_FOUND = 3
 SCHEMA = Path(__file__).with_name("report.schema.json")
-_WIDTH_PIPED = 160
-_SHOWN_AFTER_S = 1.0
 
 SECTIONS: tuple[tuple[str, Callable[[Subject], dict[str, object] | None]], ...] = (
     ("artifact", artifact.section),
@@ -91,7 +85,7 @@ def run(words: list[str]) -> int:
         return 0
     if options.path is None:
         parser().error("IMAGE, DIRECTORY or ARTIFACT is missing")
-    with _progress(options.path.name) as advance, Opener(progress=advance) as opener:
+    with terminal.progress(options.path.name) as advance, Opener(progress=advance) as opener:
         report = inspect(
             options.path,
             opener,
@@ -100,7 +94,7 @@ def run(words: list[str]) -> int:
             architecture=options.arch,
             compatible=options.compatible,
         )
-    print(_json(report) if options.json else _text(report))
+    print(_json(report) if options.json else terminal.text(lambda console: show(report, console)))
     found = bool(report["errors"]) or (options.strict and bool(report["warnings"]))
     return EXIT_FOUND if found else 0
 
@@ -108,18 +102,6 @@ def run(words: list[str]) -> int:
 def _json(report: dict[str, object]) -> str:
     """One document; names of files that are no UTF-8 with JSON's escapes."""
     return json.dumps(report, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode()
-
-
-def _text(report: dict[str, object]) -> str:
-    """The tables, as wide as the terminal; in a pipe without colour and without blanks at line ends."""
-    from rich.console import Console
-
-    is_terminal = sys.stdout.isatty()
-    console = Console(highlight=False) if is_terminal else Console(width=_WIDTH_PIPED, no_color=True)
-    with console.capture() as shown:
-        show(report, console)
-    lines = shown.get().splitlines()
-    return "\n".join(lines if console.is_terminal else [line.rstrip() for line in lines])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -172,37 +154,3 @@ def _list() -> int:
     for name, (severity, meaning, _) in CATALOGUE.items():
         print(f"{severity:8}{name:28}{meaning}")
     return 0
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[int], object]]:
-    """Shows on a terminal, as soon as it takes a while, that it goes on, and how much was unpacked."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    import threading
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    looking = f"looking into {escape(name)}"
-    task = bar.add_task(looking, total=None)
-    unpacked = 0
-
-    def advance(count: int) -> None:
-        nonlocal unpacked
-        unpacked += count
-        bar.update(task, description=f"{looking}, {mib(unpacked)} unpacked")
-
-    timer = threading.Timer(_SHOWN_AFTER_S, bar.start)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield advance
-    finally:
-        timer.cancel()
-        timer.join()
-        bar.stop()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +18,7 @@ from update_tools import python_packages
 from update_tools.bench.layer import REPOSITORY, packages
 from update_tools.given_path import given_path
 
+from . import terminal
 from .findings import Findings
 from .source import Opener
 from .subject import look
@@ -27,6 +27,8 @@ from .units import mib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from rich.console import Console
 
     from .tree import Tree
 
@@ -43,14 +45,14 @@ the agent does not need."""
 def run(words: list[str]) -> int:
     """One measurement. Raises SystemExit for wrong usage, UpdateError for what cannot be read."""
     options = parser().parse_args(words)
-    with Opener() as opener:
+    with terminal.progress(options.path.name) as advance, Opener(progress=advance) as opener:
         tree = _root(options.path, opener)
         before = _root(options.without, opener) if options.without else None
         report = measure(tree, before, budget(options.budget))
     if options.json:
         print(json.dumps({"path": str(options.path), **report}, indent=2))
     else:
-        _show(str(options.path), report)
+        print(terminal.text(lambda console: _show(str(options.path), report, console)))
     return EXIT_FOUND if report["problems"] else 0
 
 
@@ -90,7 +92,9 @@ def budget(path: Path) -> dict[str, dict[str, int]]:
             part: {name: int(limit) << 10 for name, limit in document.get(part, {}).items()}
             for part in ("packages", "python")
         }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise InspectError(f"cannot read the budget {path}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
         raise InspectError(f"cannot read the budget {path}: {error}") from error
 
 
@@ -152,12 +156,10 @@ def _above(what: str, size_bytes: int, limit: int | None) -> list[str]:
     return [f"{what}: {mib(size_bytes)}, allowed are {mib(limit)}"] if limit and size_bytes > limit else []
 
 
-def _show(path: str, report: Mapping[str, Any]) -> None:
-    from rich.console import Console
+def _show(path: str, report: Mapping[str, Any], console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(title=escape(path), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in ("package", "files", "size", "allowed", ""):
         table.add_column(column, justify="left" if column in {"package", ""} else "right")

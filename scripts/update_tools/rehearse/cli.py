@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from update_agent.hooks import load as load_hooks
 from update_tools.given_path import given_path
+from update_tools.inspect import terminal
 from update_tools.rehearse.findings import CATALOGUE
 from update_tools.rehearse.rehearsal import CLOCK, PATIENCE_S, Options, rehearse
 from update_tools.rehearse.team import InputError, Team
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from update_tools.rehearse.rehearsal import Rehearsal
 
 EXIT_FOUND = 3
-_WIDTH_PIPED = 160
 _ESTIMATE_AFTER = 4  # scenarios
 _ABOUT = """\
 Run your own state scripts, pause hooks and artifact through the real agent, on a machine that is thrown
@@ -133,17 +133,9 @@ def _json(rehearsal: Rehearsal) -> str:
 
 
 def _text(rehearsal: Rehearsal) -> str:
-    """As wide as the terminal; in a pipe without colour and without blanks at line ends."""
-    from rich.console import Console
-
     from update_tools.rehearse.report import printable, show
 
-    is_terminal = sys.stdout.isatty()
-    console = Console(highlight=False) if is_terminal else Console(width=_WIDTH_PIPED, no_color=True)
-    with console.capture() as shown:
-        show(rehearsal, console)
-    lines = printable(shown.get()).splitlines()
-    return "\n".join(lines if console.is_terminal else [line.rstrip() for line in lines])
+    return printable(terminal.text(lambda console: show(rehearsal, console)))
 
 
 @contextmanager
