@@ -549,8 +549,9 @@ def test_the_plugin(tmp_path: Path) -> None:
     write(tmp_path / "bad", {"Download_Enter_10_x": "exit 3"})
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["update_tools.rehearse.plugin"]\n')
     (tmp_path / "test_product.py").write_text(
-        "def test_good(ota_rehearsal):\n    assert ota_rehearsal('good', only=['nothing more']).played\n"
-        "def test_bad(ota_rehearsal):\n    ota_rehearsal('bad', only=['nothing more'])\n"
+        "def test_good(ota_rehearsal):\n    assert ota_rehearsal('good', only=['success']).played\n"
+        "def test_bad(ota_rehearsal):\n    ota_rehearsal('bad', only=['success'])\n"
+        "def test_typo(ota_rehearsal):\n    ota_rehearsal('good', only=['succes'])\n"
     )
     result = subprocess.run(
         [
@@ -570,6 +571,7 @@ def test_the_plugin(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "1 failed, 1 passed" in result.stdout, result.stdout + result.stderr
+    assert "cannot be rehearsed: no scenario is called 'succes' (--only)" in result.stdout
+    assert "2 failed, 1 passed" in result.stdout, result.stdout + result.stderr
     assert "error script-fails Download_Enter_10_x: Download_Enter: exit code 3 [success]" in result.stdout
     assert {path.name for path in (tmp_path / "reports").iterdir()} == {"test_good.html", "test_bad.html"}

@@ -90,7 +90,7 @@ def test_a_pattern_that_no_scenario_has(place: Path, capsys: pytest.CaptureFixtu
     )
     out, err = capsys.readouterr()
     assert out == ""
-    assert "--only instal=fail: no scenario is called so" in err
+    assert "no scenario is called 'instal=fail' (--only)" in err
     assert "install=fail" in err.partition("nearest")[2]
 
 

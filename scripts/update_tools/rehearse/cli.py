@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +66,7 @@ def run(words: list[str]) -> int:
         else:
             rehearsal = rehearse(team, options_of(options), progress=progress)
     if rehearsal.played and not options.board:
-        _check_names(rehearsal, options)
+        rehearsal.check_names()
     if options.html is not None:
         _write_page(rehearsal, options.html)
     print(_json(rehearsal) if options.json else _text(rehearsal))
@@ -111,17 +110,6 @@ def _check_board(options: argparse.Namespace) -> None:
     ]
     if told:
         ours.error(f"--board has its own scenarios, files are not compared there: without {', '.join(told)}")
-
-
-def _check_names(rehearsal: Rehearsal, options: argparse.Namespace) -> None:
-    """A pattern with a typing error would play nothing, and find nothing wrong."""
-    for pattern in rehearsal.unknown(options.only):
-        known = [name for name in rehearsal.names if "!" not in name or "!" in pattern]
-        near = get_close_matches(pattern, known, 3, 0.4) or known[:3]
-        raise InputError(
-            f"--only {pattern}: no scenario is called so",
-            hint=f"the nearest are: {'; '.join(near)}",
-        )
 
 
 def _json(rehearsal: Rehearsal) -> str:

@@ -83,6 +83,7 @@ def ota_rehearsal(request: pytest.FixtureRequest) -> Callable[..., Rehearsal]:
                 root=place(files),
             )
             done = rehearsal.rehearse(given, options)
+            done.check_names()
         except UpdateError as error:
             pytest.fail(f"cannot be rehearsed: {error}", pytrace=False)
         folder = config.getoption("--ota-html")

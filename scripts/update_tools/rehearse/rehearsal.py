@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,9 +74,15 @@ class Rehearsal:
         self.started = datetime.now(UTC)
         self.seconds = 0.0
 
-    def unknown(self, patterns: Sequence[str]) -> list[str]:
-        """Those of the patterns that no scenario is called by."""
-        return [each for each in patterns if not any(fnmatch(name, each) for name in self.names)]
+    def check_names(self) -> None:
+        """Raise InputError for a pattern of --only that names no scenario, and so has found nothing."""
+        for pattern in self.options.only:
+            if self.names and not any(fnmatch(name, pattern) for name in self.names):
+                known = [name for name in self.names if "!" not in name or "!" in pattern]
+                near = get_close_matches(pattern, known, 3, 0.4) or known[:3]
+                raise InputError(
+                    f"no scenario is called {pattern!r} (--only)", hint=f"the nearest are: {'; '.join(near)}"
+                )
 
     @property
     def errors(self) -> int:
