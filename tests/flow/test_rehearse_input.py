@@ -114,6 +114,19 @@ def test_what_is_no_plain_file(place: Path) -> None:
     ]
 
 
+def test_what_lies_beside_scripts_is_nobodys(place: Path) -> None:
+    """A README, Git's own; but no program, and nothing that is named like a script."""
+    (place / "good/.git").mkdir()
+    write(place / "good", {"README.md": "#!#", "ArtifactInstall_10": "#!#"}, mode=0o644)
+    write(place / "good", {"helper": "exit 0"})
+    findings = rehearsal.Findings()
+    rehearsal.team.check(Team(place / "good"), findings, [Path("/")])
+    assert [(f.name, f.where) for f in findings] == [
+        ("script-bad-name", "ArtifactInstall_10"),
+        ("script-bad-name", "helper"),
+    ]
+
+
 # Text of a script, and what is found of it without running it.
 TEXTS: dict[str, list[str]] = {
     "#!/bin/sh\nexit 0\n": [],

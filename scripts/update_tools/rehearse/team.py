@@ -122,6 +122,8 @@ class Team:
     def _read_scripts(self, folder: Path) -> None:
         known = {script.name for script in (*self.scripts, *self.not_in_artifact)}
         for path in _entries(folder):
+            if _is_beside(path):
+                continue
             why = _why_not(path)
             if why:
                 self.others[path.name] = why
@@ -188,6 +190,12 @@ def _why_not(path: Path) -> str:
         return ""
     nearly = "looks like a state script, but is not named as one"
     return nearly if _NEARLY.match(path.name) else "no state script"
+
+
+def _is_beside(path: Path) -> bool:
+    """No program and not named like one: a README, what Git or an editor keeps."""
+    is_plain = path.is_dir() or (path.is_file() and not path.stat().st_mode & 0o111)
+    return is_plain and path.name != "version" and not _NEARLY.match(path.name)
 
 
 def _hooks(folder: Path) -> dict[str, bytes]:
