@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must come of a scenario, by executing the specification's state-machine.json: no line of the agent's.
 
-`foretell` fills in what a scenario expects; `invent` makes one up, of faults that nobody thought of together.
+`foretell` fills in what a scenario expects. `invent` makes some up, of faults that nobody put together,
+and keeps the few that together go wherever any of them went.
 Control maps are not executed here: whatever is asked of a control point, it continues.
 """
 
@@ -56,6 +57,8 @@ class _Device:
         self.given = given
         self.trace: list[str] = []
         self.artifact_name = "old"
+        self.ways: set[tuple[str, str]] = set()
+        """Where it went: steps with their events, stored names with what they counted as, hooks cut short."""
         self._counts: dict[str, int] = {}
         config = given.get("config") or _INTERVAL
         self._attempts = math.ceil(
@@ -88,9 +91,11 @@ class _Device:
             *(name for name in self.given.get("extra_scripts", ()) if name.startswith(hook)),
         ]
         good = True
-        for name in sorted(names):
+        for number, name in enumerate(sorted(names), 1):
             if not self._script(name):
                 good = False
+                if number < len(names):
+                    self.ways.add((hook, "more scripts"))
                 if step["policy"] != "ignore":
                     break
         return good
@@ -140,6 +145,7 @@ class _Deployment(_Device):
             self.state["count"] += 1
         tracking, _, other = row["tracking"].partition(" if AllRollbacksSuccessful else ")
         self.tracking = tracking if not other or self.state["undone"] else other
+        self.ways.add((self.saved["name"], self.tracking))
         self.saved = dict(self.state)
         return str(row["step"])
 
@@ -152,6 +158,7 @@ class _Deployment(_Device):
                 event = getattr(self, f"_{step['kind']}")(name, step)
             except _Loop:
                 event = "loop"
+            self.ways.add((name, event))
             if event == "failure" and step.get("ignore_errors"):
                 event = "success"
             elif not (event == "failure" and step.get("quiet_failure")):
@@ -256,6 +263,7 @@ class _Commands(_Device):
             self._failed, self._rolled_back = self.saved["failed"], self.saved["rolled_back"]
             self._flags = {"Failed"} if self._failed else set()
             start = self.machine["start_by_in_state"][self.saved["in_state"]]
+            self.ways.add((self.saved["in_state"], verb))
             start = "query.rollback" if verb == "rollback" else start
         self._walk(start)
         if self.saved:
@@ -268,6 +276,7 @@ class _Commands(_Device):
         while name != "exit":
             step = self.machine["steps"][name]
             event = getattr(self, f"_{step['kind']}")(step)
+            self.ways.add((name, event))
             self._add(step.get(f"on_{event}_flags", ()))
             if name == "cleanup":
                 if not self._rolled_back:
@@ -322,30 +331,39 @@ class _Commands(_Device):
         return "nothing" if had_failed else "needs_interaction"
 
 
-def foretell(machine: Json, scenario: Json) -> None:
-    """Fill in what the scenario expects."""
+def foretell(machine: Json, scenario: Json) -> set[tuple[str, str]]:
+    """Fill in what the scenario expects. Returns where it goes."""
     if scenario["mode"] == "daemon":
         deployment = _Deployment(machine, scenario["given"])
         deployment.play()
         scenario["expect"] = {"trace": deployment.trace, "artifact_name": deployment.artifact_name}
-        return
+        return deployment.ways
     device = _Commands(machine, scenario["given"])
     for step in scenario["commands"]:
         step["expect"] = device.run(step["command"])
     scenario["expect"] = {"artifact_name": device.artifact_name}
+    return device.ways
 
 
-def invent(machine: Json, seed: str, mode: str) -> Json:
-    """A scenario of this mode; another for each seed."""
+def invent(machine: Json, seed: str, mode: str, count: int) -> list[Json]:
+    """Of so many scenarios of this mode the few that go wherever any of them goes; others for each seed."""
     random = Random(seed)
-    while True:
-        scenario: Json = {"id": f"{mode}-{seed}", "mode": mode, "given": _given(random, mode)}
+    made = []
+    for number in range(count):
+        scenario: Json = {"id": f"{mode}-{number}", "mode": mode, "given": _given(random, mode)}
         if mode == "standalone":
             verbs = ["install", *random.choices(("install", "commit", "rollback", "resume"), k=4)]
             scenario["commands"] = [{"command": _command(random, verb)} for verb in verbs]
-        foretell(machine, scenario)
+        ways = foretell(machine, scenario)
         if len(scenario["expect"].get("trace", ())) <= _MAX_EVENTS:
-            return scenario
+            made.append((scenario, ways))
+    kept = []
+    missing = set().union(*(ways for _, ways in made))
+    while missing:
+        scenario, ways = max(made, key=lambda each: len(each[1] & missing))
+        kept.append(scenario)
+        missing -= ways
+    return kept
 
 
 def _given(random: Random, mode: str) -> Json:
@@ -354,7 +372,7 @@ def _given(random: Random, mode: str) -> Json:
     ]
     faults: list[Json] = [{"at": random.choice(_FIRST), "do": "fail"}]
     for _ in range(random.randint(1, 4)):
-        at = random.choice([*SCRIPTS, *CALLS, *CALLS, *extra])
+        at = random.choice([*SCRIPTS, *CALLS, *CALLS, *extra * 5])
         words = ("fail", "kill", "pass", "retry_later") if at in SCRIPTS else ("fail", "kill", "pass")
         do = random.choice(words)
         faults.append({"at": at, "do": do})
