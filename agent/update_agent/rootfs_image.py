@@ -76,6 +76,8 @@ class RootfsImage:
         file = next(files, None)
         if file is None:
             raise PayloadError("the rootfs-image payload has no file, it must have one")
+        if not file.size:  # what the slot held before would boot, and count as the new system
+            raise PayloadError(f"the image {file.name} is empty", hint="has its build failed?")
         slot = pair.inactive
         self._log.info(f"Writing {file.name} ({file.size} bytes) to {slot.device}")
         written = install(file, self._slots, slot)

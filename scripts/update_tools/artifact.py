@@ -267,7 +267,9 @@ def _pack_payload(contents: Contents, pack: Packer, mtime: int, progress: Progre
         for path in contents.files:
             digest, done = hashlib.sha256(), 0
             with _open(path) as file:
-                size, mode = _size_and_mode(file, path)
+                size, mode = _size_and_mode(file)
+                if not size and contents.payload_type == ROOTFS:
+                    raise ArtifactError(f"the image {path} is empty", hint="has its build failed?")
                 pack.write(_head(path.name, size, mtime, mode))
                 while done <= size and (got := file.readinto(buffer)):
                     digest.update(buffer[:got])
@@ -363,22 +365,21 @@ def _member(target: IO[bytes], name: str, data: bytes, mtime: int, mode: int = 0
     target.write(_head(name, len(data), mtime, mode) + data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
 
-def _size_and_mode(file: IO[bytes], path: Path) -> tuple[int, int]:
+def _size_and_mode(file: IO[bytes]) -> tuple[int, int]:
     status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise ArtifactError(
-            f"{path} is not a regular file", hint="copy the device's content into a file first"
-        )
     return status.st_size, 0o755 if status.st_mode & 0o100 else 0o644
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[io.FileIO]:
     try:
-        file = io.FileIO(path)
+        # Not to wait for whoever writes to a FIFO.
+        file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ArtifactError(f"{path} is not a regular file", hint="copy its content into a file first")
         yield file
 
 

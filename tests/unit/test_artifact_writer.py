@@ -232,11 +232,18 @@ def test_files_refused(contents: Contents, tmp_path: Path) -> None:
     same.write_text("x")
     bad_script = tmp_path / "Download_Enter_10"
     bad_script.write_text("x")
+    fifo = tmp_path / "ArtifactInstall_Enter_10"
+    os.mkfifo(fifo)
+    empty = tmp_path / "empty.ext4"
+    empty.touch()
     for fields, message in (
         ({"files": [bad_name]}, "payload file named 'a b'"),
         ({"files": [*contents.files, same]}, "two files are named image.ext4"),
         ({"files": [tmp_path / "missing"]}, "cannot read .*missing: No such file"),
         ({"files": [Path("/dev/null")]}, "/dev/null is not a regular file"),
+        ({"files": [fifo]}, f"{fifo} is not a regular file"),
+        ({"scripts": [fifo]}, f"{fifo} is not a regular file"),
+        ({"payload_type": "rootfs-image", "files": [empty], "meta_data": None}, "empty.ext4 is empty"),
         ({"scripts": [bad_script]}, "state script named 'scripts/Download_Enter_10'"),
     ):
         with pytest.raises(ArtifactError, match=message):

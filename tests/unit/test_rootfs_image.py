@@ -154,6 +154,13 @@ def test_exactly_one_file(device: Device, count: int) -> None:
         device.module.download(iter([Payload(b"x") for _ in range(count)]))
 
 
+def test_an_empty_image_is_none(device: Device) -> None:
+    """Else what the slot held before would boot, and be taken for what is new."""
+    device.module.prepare(Header(), current={})
+    with pytest.raises(PayloadError, match=r"is empty \(has its build failed"):
+        device.module.download(iter([Payload(b"")]))
+
+
 @pytest.mark.parametrize("call", ["Download", "ArtifactInstall"])
 @pytest.mark.parametrize("available", ["1", ""])
 def test_no_second_update_over_a_pending_one(device: Device, call: str, available: str) -> None:
