@@ -131,6 +131,7 @@ def test_pause_outlives_power_cuts_and_a_torn_environment(field: Field) -> None:
     field.ends_as("failure", "not committed after 1 boot")
 
 
+@pytest.mark.every_board
 def test_power_cuts_at_random_moments(lab: Lab, field: Field) -> None:
     """Updates back to back. Each cut may end an update either way; the board starts, and no report is wrong.
 
