@@ -473,6 +473,12 @@ def test_names_stay_in_the_picture() -> None:
         assert bar["whole"] == f"{name}: 3"
 
 
+def test_a_run_that_takes_all_the_time_has_its_name_on_its_bar() -> None:
+    (bar,) = Timeline(update_of([("self-test", 0.0, 9.99, 0)]), 1, is_disturbed=False).bars
+    assert (bar["label"], bar["inside"], bar["anchor"]) == ("self-test: 0", True, "start")
+    assert bar["x"] < bar["label_x"] < bar["label_x"] + 7 * len(bar["label"]) < bar["x"] + bar["width"]
+
+
 # Nothing gets out
 
 

@@ -153,8 +153,11 @@ class Timeline:
             whole = f"{run.name}: {run.result}" + (f", {times} times" if times > 1 else "")
             room_left, room_right = x - _GAP, _WIDTH - x - width - _GAP
             is_left = _LETTER * len(whole) > room_right and room_left > room_right
-            label = _shortened(whole, int((room_left if is_left else room_right) / _LETTER))
-            needed = width + _LETTER * len(label) + 14
+            room = room_left if is_left else room_right
+            is_inside = _LETTER * len(whole) > room and width - _GAP > room
+            label = _shortened(whole, int((width - _GAP if is_inside else room) / _LETTER))
+            is_left = is_left and not is_inside
+            needed = width if is_inside else width + _LETTER * len(label) + 14
             begin = x - (needed - width) if is_left else x
             row = next((row for row, end in enumerate(ends) if end < begin), len(ends))
             ends[row : row + 1] = [max(x + width, begin + needed)]
@@ -165,8 +168,9 @@ class Timeline:
                 "y": _TOP + _ROW * row,
                 "label": label,
                 "whole": whole,
-                "label_x": round(x - 5 if is_left else x + width + 5, 1),
+                "label_x": round(x + 5 if is_inside else x - 5 if is_left else x + width + 5, 1),
                 "anchor": "end" if is_left else "start",
+                "inside": is_inside,
                 "look": look(run),
             }
 
