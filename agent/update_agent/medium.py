@@ -9,7 +9,7 @@ What makes the reading back honest:
 - It covers every byte. A block that was found equal was read from the device to find that; a block that was
   written is read again at once, into other memory, and compared with what was to be written. The hash that is
   compared with the artifact's checksum is of those same bytes.
-- It is repeated after the last write and the flush for 16 KiB of each MiB: a card that claims more room than
+- It is repeated after the last write and the flush for 32 KiB of each 2 MiB: a card that claims more room than
   it has writes late blocks over early ones, and one that loses its cache has nothing behind it; neither
   shows right after a write. (Everything once more would be a second SHA-256 of the image: most of the CPU
   time of an uncompressed install.)
@@ -31,11 +31,11 @@ from update_agent.ring import BLOCK_BYTES, aligned
 
 COMPARE_BYTES = 64 << 10  # an upgrade of 3 % of the files writes 18 MiB of 256; with 1 MiB it would be 81
 # After so much without one equal block the slot holds another system, not the release before: from there on
-# only one block of eight is read before it is written, until one has something equal again.
-FOREIGN_BYTES = 8 << 20
-LOOK_AT_ONE_OF = 8
-SAMPLE_EVERY_BYTES = 1 << 20
-SAMPLE_BYTES = 16 << 10
+# only one block of sixteen is read before it is written, until one has something equal again.
+FOREIGN_BYTES = 4 << 20
+LOOK_AT_ONE_OF = 16
+SAMPLE_EVERY_BYTES = 2 << 20
+SAMPLE_BYTES = 32 << 10
 # Dirty pages are handed to the medium in portions: a slot's worth of them stalls small boards for seconds.
 FLUSH_BYTES = 16 << 20
 _ALIGN = 4096  # what O_DIRECT may ask of position, length and memory

@@ -39,8 +39,13 @@ _SIGNALS = (
 
 
 def aligned(size_bytes: int) -> memoryview:
-    """Zeroed memory at the start of a page."""
-    return memoryview(mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    """Zeroed memory at the start of a page; of huge ones where there are any: O_DIRECT pins each page."""
+    memory = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        pass  # a kernel without
+    return memoryview(memory)
 
 
 class _Hand:

@@ -111,11 +111,10 @@ def test_the_medium_has_the_payload_and_only_differences_are_written(
 
 def test_a_slot_with_another_system_is_read_less_until_something_is_equal_again(disk: Path) -> None:
     foreign = medium.FOREIGN_BYTES
-    new = patterned(foreign + 8 * BLOCK_BYTES, seed=2)
+    # The next block that is read after the first that are all foreign: here begins what is equal.
+    look = (foreign // BLOCK_BYTES // medium.LOOK_AT_ONE_OF + 1) * medium.LOOK_AT_ONE_OF * BLOCK_BYTES
+    new = patterned(look + 8 * BLOCK_BYTES, seed=2)
     old = bytearray(patterned(len(new), seed=3))
-    look = (
-        foreign + medium.LOOK_AT_ONE_OF * BLOCK_BYTES
-    )  # the next block that is read: here begins what is equal
     old[foreign + BLOCK_BYTES : foreign + 2 * BLOCK_BYTES] = new[
         foreign + BLOCK_BYTES : foreign + 2 * BLOCK_BYTES
     ]
