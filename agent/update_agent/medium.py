@@ -9,8 +9,8 @@ What makes the reading back honest:
 - It covers every byte. A block that was found equal was read from the device to find that; a block that was
   written is read again at once, into other memory, and compared with what was to be written. The hash that is
   compared with the artifact's checksum is of those same bytes.
-- It is repeated after the last write and the flush for 32 KiB of each 2 MiB: a card that claims more room than
-  it has writes late blocks over early ones, and one that loses its cache has nothing behind it; neither
+- It is repeated after the last write and the flush for 32 KiB of each 2 MiB: a card that claims more room
+  than it has writes late blocks over early ones, and one that loses its cache has nothing behind it; neither
   shows right after a write. (Everything once more would be a second SHA-256 of the image: most of the CPU
   time of an uncompressed install.)
 
