@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from update_agent.bootloader import Bootloader
     from update_agent.config import Config
     from update_agent.log import Log
-    from update_agent.loop import Loop
+    from update_agent.loop import Loop, Wait
     from update_agent.payload import Payload
     from update_agent.store import Store
 
@@ -193,20 +193,25 @@ class Machine:
         raise self.reboot(self.context.bootloader.reboot_command())
 
     def reboot(self, argv: Sequence[str]) -> PayloadError:
-        """Run the program that reboots and wait for it to happen. Returns the error when it does not."""
-        self.log.info("Rebooting")
-        command = " ".join(argv)
-        result = proc.run(argv, timeout_s=REBOOT_WAIT_S, wait=self.context.loop.wait)
-        if not result.ok:
-            return PayloadError(
-                f"`{command}` {result.describe()}", hint=f"the agent must be root, and {argv[0]} on PATH"
-            )
-        self.context.loop.wait((), time.monotonic() + REBOOT_WAIT_S)
-        return PayloadError(f"the system did not go down within {REBOOT_WAIT_S} s after `{command}`")
+        """The function `reboot`, with what we work with."""
+        return reboot(argv, self.log, self.context.loop.wait)
 
     def do_nothing(self, _step: Step) -> str:
         """A step that only saves."""
         return "ok"
+
+
+def reboot(argv: Sequence[str], log: Log, wait: Wait) -> PayloadError:
+    """Run the program that reboots and wait for it to happen. Returns the error when it does not."""
+    log.info("Rebooting")
+    command = " ".join(argv)
+    result = proc.run(argv, timeout_s=REBOOT_WAIT_S, wait=wait)
+    if not result.ok:
+        return PayloadError(
+            f"`{command}` {result.describe()}", hint=f"the agent must be root, and {argv[0]} on PATH"
+        )
+    wait((), time.monotonic() + REBOOT_WAIT_S)
+    return PayloadError(f"the system did not go down within {REBOOT_WAIT_S} s after `{command}`")
 
 
 def _told(step: Step, error: UpdateError) -> str:

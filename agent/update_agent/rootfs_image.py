@@ -173,6 +173,22 @@ class RootfsImage:
         environment, pair = self._state()
         return environment.get("upgrade_available") == "1" and self._slots.runs_from(pair.active)
 
+    def leave_trial(self, reason: str) -> bool:
+        """If the running system is on trial, have the next boot be of the other one, for this reason.
+
+        Whether it is. Raises SlotError and BootloaderError.
+        """
+        if self._bootloader.is_started_once():
+            return True
+        if not self._slots.is_configured:
+            return False
+        environment, pair = self._state()
+        if environment.get("upgrade_available") != "1" or not self._slots.runs_from(pair.active):
+            return False
+        failure = f"partition {pair.active.number}: {reason}"
+        self._bootloader.write({**_boots(pair.inactive), "upgrade_available": "0", "boot_failure": failure})
+        return True
+
     # Parts of the above
 
     def _state(self) -> tuple[dict[str, str], Pair]:
@@ -236,26 +252,6 @@ class RootfsImage:
         raise PayloadError(
             f"{path} says that partition {values.get('orig_part_num')} was active, which is none of the two"
         )
-
-
-def leave_trial(slots: Slots, bootloader: Bootloader, reason: str) -> bool:
-    """If the running system is on trial, see to it that the next boot is of the other one, for this reason.
-
-    Whether it is. Raises SlotError and BootloaderError.
-    """
-    if bootloader.is_started_once():
-        return True
-    if not slots.is_configured:
-        return False
-    environment = bootloader.read(*VARIABLES)
-    if environment.get("upgrade_available") != "1":
-        return False
-    pair = slots.pair(environment.get("mender_boot_part", ""))
-    if not slots.runs_from(pair.active):
-        return False
-    failure = f"partition {pair.active.number}: {reason}"
-    bootloader.write({**_boots(pair.inactive), "upgrade_available": "0", "boot_failure": failure})
-    return True
 
 
 def _boots(slot: Slot) -> dict[str, str]:

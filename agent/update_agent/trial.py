@@ -7,12 +7,11 @@ at the next boot anyway; here we see to it that there is one, and say why.
 
 from __future__ import annotations
 
-import time
-
-from update_agent import bootloader, proc
+from update_agent import bootloader
 from update_agent.errors import UpdateError
 from update_agent.loop import plain_wait
-from update_agent.machine import REBOOT_WAIT_S
+from update_agent.machine import reboot
+from update_agent.payload import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,16 +24,14 @@ def leave(config: Config, log: Log, reason: str) -> None:
 
     The reboot comes after the boot environment has the old system again, so it is one, never a loop.
     """
-    from update_agent.rootfs_image import leave_trial
+    from update_agent.rootfs_image import RootfsImage
     from update_agent.slots import Slots
 
     boot = bootloader.find(config, log)
+    slots = Slots(config.rootfs_part_a, config.rootfs_part_b)
     try:
-        if not leave_trial(Slots(config.rootfs_part_a, config.rootfs_part_b), boot, reason):
-            return
-        log.error(f"Going back to the system before this one: {reason}")
-        result = proc.run(boot.reboot_command(), timeout_s=REBOOT_WAIT_S)
-        if result.ok:
-            plain_wait((), time.monotonic() + REBOOT_WAIT_S)
+        if RootfsImage(Tree(config.tree_dir()), slots, boot, log).leave_trial(reason):
+            log.error(f"Going back to the system before this one: {reason}")
+            raise reboot(boot.reboot_command(), log, plain_wait)
     except UpdateError as error:
         log.error(f"If this system is on trial, it cannot be left: {error}")

@@ -88,3 +88,11 @@ def test_nothing_is_rebooted_into_what_could_not_be_chosen(device: AbDevice) -> 
     said = start(device)
     assert "If this system is on trial, it cannot be left: fw_setenv exited with 1" in said
     assert reboots(device) == 0
+
+
+def test_a_reboot_that_fails_is_told(device: AbDevice) -> None:
+    device._set_environment(ON_TRIAL)
+    device.boot()
+    lose_the_data_partition(device)
+    device.program("bin/reboot", "exit 3\n")
+    assert "If this system is on trial, it cannot be left: `reboot` exited with 3" in start(device)

@@ -21,7 +21,7 @@ from update_agent.config import Config
 from update_agent.errors import BootloaderError, ConfigError, PayloadError, SlotError
 from update_agent.log import Log
 from update_agent.payload import Tree
-from update_agent.rootfs_image import RootfsImage, leave_trial
+from update_agent.rootfs_image import RootfsImage
 from update_agent.slots import Host, RootDevice, Slot, Slots
 from update_agent.tryboot import TRY, Tryboot
 from update_tools.conform import pi
@@ -458,7 +458,7 @@ def test_a_trial_without_the_saved_state_is_left_by_a_plain_reboot(tmp_path: Pat
     device = Device(tmp_path)
 
     def is_left() -> bool:
-        return leave_trial(device.module._slots, device.loader, "no datastore")
+        return device.module.leave_trial("no datastore")
 
     assert not is_left()
     device.install()
