@@ -6,19 +6,23 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
 from tests.server.conftest import ThreadServer
 from tests.server.fake_device import FakeDevice
 
+from update_agent.errors import ServerError
 from update_tools.server import bodies, wire
 from update_tools.server.client import Management
 from update_tools.server.run import start
-from update_tools.server.upload_client import Uploader
+from update_tools.server.upload_client import Answer, Uploader
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -31,6 +35,14 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return cert, key
 
 
+class InOneGo(Uploader):
+    """An uploader that does not get a second chance with a file."""
+
+    def _send_rest(self, place: str, file: IO[bytes], offset: int) -> Answer:
+        assert offset == 0
+        return super()._send_rest(place, file, offset)
+
+
 def test_tls(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
     cert, key = certificate(tmp_path)
     options = ["--tls-cert", str(cert), "--tls-key", str(key)]
@@ -40,7 +52,9 @@ def test_tls(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
         device = FakeDevice(server.url, "52:54:00:00:00:01")
         device.http = httpx.Client(base_url=server.url, verify=context, timeout=30)
         assert device.authorize().status_code == 200
-        Uploader(server.url, server.token, context=context).upload(write_artifact("release-2"))
+        uploader = InOneGo(server.url, server.token, context=context)
+        uploader.upload(write_artifact("release-2"))
+        uploader.upload(write_artifact("large", compression="none", payload=bytes(16 << 20)))
         http = httpx.Client(
             base_url=server.url, verify=context, headers={"Authorization": f"Bearer {server.token}"}
         )
@@ -55,6 +69,52 @@ def test_tls(tmp_path: Path, write_artifact: Callable[..., Path]) -> None:
             httpx.get(server.url)
         with pytest.raises(httpx.TransportError):
             httpx.get(server.url.replace("https", "http"))
+
+
+class Refuser(BaseHTTPRequestHandler):
+    """A server that says no to an upload as soon as it knows about it."""
+
+    protocol_version = "HTTP/1.1"
+    received = 0
+
+    def _say(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self._say(201, {"Location": "/there", "Upload-Offset": "0"})
+
+    def do_PATCH(self) -> None:
+        self._say(422, {}, b'{"error": "not today"}')
+        while chunk := self.connection.recv(1 << 16):
+            Refuser.received += len(chunk)
+        self.close_connection = True
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["http", "https"])
+def test_a_server_that_refuses_early(tmp_path: Path, is_tls: bool) -> None:
+    large = tmp_path / "large.mender"
+    large.write_bytes(bytes(64 << 20))
+    Refuser.received = 0
+    context = None
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuser) as server:
+        if is_tls:
+            cert, key = certificate(tmp_path)
+            ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            ours.load_cert_chain(cert, key)
+            server.socket = ours.wrap_socket(server.socket, server_side=True)
+            context = ssl.create_default_context(cafile=str(cert))
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            url = f"{'https' if is_tls else 'http'}://127.0.0.1:{server.server_port}"
+            with pytest.raises(ServerError, match=r"uploading large\.mender: 422 not today"):
+                Uploader(url, "x", context=context).upload(large)
+        finally:
+            server.shutdown()
+    assert Refuser.received < 64 << 20
 
 
 @pytest.mark.parametrize("is_trusted", [True, False])
@@ -150,8 +210,8 @@ def test_a_body_that_drips(device: FakeDevice, server: ThreadServer, monkeypatch
     head += "Content-Length: 9999\r\n\r\n"
     with connect(server) as line:
         line.sendall(head.encode())
-        line.settimeout(0.05)
-        for _ in range(400):
+        line.settimeout(0.001)
+        for _ in range(8000):
             line.sendall(b" ")
             try:
                 line.recv(1, socket.MSG_PEEK)

@@ -7,12 +7,12 @@ import base64
 import hashlib
 import http.client
 import json
-import select
+import socket
 import ssl
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from update_agent.errors import ServerError
@@ -102,9 +102,10 @@ class Uploader:
             }.items():
                 connection.putheader(name, value)
             connection.endheaders()
+            ear = _Ear(connection)
             try:
                 while chunk := file.read(CHUNK_BYTES):
-                    if _has_answer(connection):
+                    if ear.hears_answer():
                         break
                     connection.send(chunk)
             except OSError:
@@ -159,8 +160,35 @@ def _answer(connection: http.client.HTTPConnection) -> Answer:
     return Answer(response.status, response.headers, reason)
 
 
-def _has_answer(connection: http.client.HTTPConnection) -> bool:
-    return bool(select.select([connection.sock], [], [], 0)[0])
+class _Ear:
+    """Listens for an answer while the body is still being sent.
+
+    That the socket has something to read is not enough to know: with TLS 1.3 the server sends tickets after
+    the handshake, at any time. So it reads, and what it has heard is where `getresponse` reads on.
+    """
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self._sock: socket.socket = connection.sock
+        self._file = self._sock.makefile("rb")
+        connection.response_class = self._response  # type: ignore[assignment]
+
+    def hears_answer(self) -> bool:
+        """Whether a byte of it has come. Raises OSError if the line broke."""
+        timeout_s = self._sock.gettimeout()
+        self._sock.settimeout(0)
+        try:
+            return bool(self._file.peek(1))
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            self._sock.settimeout(timeout_s)
+
+    def makefile(self, _mode: str) -> IO[bytes]:
+        """All that a response wants of a socket (http.client.HTTPResponse)."""
+        return self._file
+
+    def _response(self, _sock: socket.socket, **options: Any) -> http.client.HTTPResponse:
+        return http.client.HTTPResponse(self, **options)  # type: ignore[arg-type]
 
 
 def _sha256(path: Path) -> str:
