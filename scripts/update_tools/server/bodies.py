@@ -23,7 +23,8 @@ async def chunks(request: Request) -> AsyncIterator[bytes]:
     stream = request.stream()
     while True:
         try:
-            chunk = await asyncio.wait_for(anext(stream), STALL_S)
+            async with asyncio.timeout(STALL_S):  # Python 3.11's wait_for can swallow WHOLE_S
+                chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError:
