@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 # By default Hypothesis fails an example that takes 200 ms: on a busy machine that means nothing.
 settings.register_profile("no-times", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no-times")
+
+# A shell's background job ignores SIGINT, and so would the programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
