@@ -30,7 +30,7 @@ class Check:
         self.needs = needs
         """Column that must have passed before."""
         self.only = only
-        """The one board it is for; others would say the same again, or cannot."""
+        """The one board it is for; others cannot."""
 
 
 CHECKS = (
